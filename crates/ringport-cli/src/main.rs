@@ -1,0 +1,3 @@
+//! The program `ringport`.
+#![forbid(unsafe_code)]
+fn main() {}

@@ -1,0 +1,22 @@
+//! Memory that the kernel may see, and what is queued to be sent.
+//!
+//! ```text
+//! Pool ── lease ──► Buf ── push ──► SendQueue ── Engine::send ──► in-flight record ── drop ──► Pool
+//!   ▲                │
+//!   └──── drop ──────┴── into_bytes ──► bytes::Bytes (any thread) ── drop ──► lock-free list ──► Pool
+//! ```
+//!
+//! One [`Pool`] per worker cuts one page-aligned region into slots of two sizes: *small* slots, which the kernel picks
+//! from by itself when many connections have a few bytes each, and *large* slots, which a plain receive call fills.
+//! Slots are handed out last-in first-out, so that the ones in use stay in the processor's cache.
+
+mod chunk;
+mod lease;
+mod pool;
+mod queue;
+
+pub use chunk::Chunk;
+pub use lease::Buf;
+pub use pool::{Pool, PoolConfig, PoolStats};
+pub(crate) use pool::{SlotClass, SlotId};
+pub use queue::SendQueue;

@@ -1,0 +1,391 @@
+//! The region and its two free lists.
+//!
+//! The region is shared by an atomic reference count between the pool and every `Bytes` made of a slot, so that no
+//! order of dropping frees memory under somebody's feet. The free lists belong to one thread and need no lock; slots
+//! that another thread drops come home through [`Region::returned`], a lock-free queue that has room for every slot.
+//!
+//! ```text
+//! base ─► | small 0 | small 1 | … | large 0        | large 1        | …
+//! ```
+
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::cell::{Cell, UnsafeCell};
+use std::fmt;
+use std::ptr::NonNull;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use crossbeam_queue::ArrayQueue;
+
+use super::Buf;
+
+const PAGE_BYTES: usize = 4096;
+
+/// How many slots a pool has and how large they are.
+///
+/// Memory is reserved at once and touched only as slots are used: the default reserves 8 MiB.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PoolConfig {
+    /// Number of small slots. The io_uring engine lends them to the kernel.
+    pub small_slots: u32,
+    /// Bytes in a small slot.
+    pub small_slot_bytes: u32,
+    /// Number of large slots. Plain receive calls fill them.
+    pub large_slots: u32,
+    /// Bytes in a large slot.
+    pub large_slot_bytes: u32,
+    /// Below this share of free slots of a class, in percent, received bytes are delivered as right-sized copies so
+    /// that the slot returns at once.
+    pub low_mark_percent: u32,
+}
+
+impl Default for PoolConfig {
+    /// 1,024 slots of 4 KiB and 64 of 64 KiB.
+    ///
+    /// 4 KiB holds a usual request, and 1,024 of them are enough that 8,000 busy connections rarely find none (a ring
+    /// that runs dry costs far more than it saves). 64 KiB is the largest piece one receive call should move.
+    fn default() -> Self {
+        Self {
+            small_slots: 1024,
+            small_slot_bytes: 4096,
+            large_slots: 64,
+            large_slot_bytes: 64 * 1024,
+            low_mark_percent: 12,
+        }
+    }
+}
+
+impl PoolConfig {
+    /// Sets the number of small slots.
+    #[must_use]
+    pub fn small_slots(mut self, slots: u32) -> Self {
+        self.small_slots = slots;
+        self
+    }
+
+    /// Sets the number of large slots.
+    #[must_use]
+    pub fn large_slots(mut self, slots: u32) -> Self {
+        self.large_slots = slots;
+        self
+    }
+
+    /// Sets the bytes of a small and of a large slot.
+    #[must_use]
+    pub fn slot_bytes(mut self, small: u32, large: u32) -> Self {
+        self.small_slot_bytes = small;
+        self.large_slot_bytes = large;
+        self
+    }
+
+    /// Sizes brought into the range that the engines support.
+    fn sane(mut self) -> Self {
+        self.small_slots = self.small_slots.clamp(4, 32_768);
+        self.large_slots = self.large_slots.clamp(2, 32_768);
+        self.small_slot_bytes = self.small_slot_bytes.clamp(64, 1 << 20).next_multiple_of(64);
+        self.large_slot_bytes = self.large_slot_bytes.clamp(64, 1 << 24).next_multiple_of(64);
+        self.low_mark_percent = self.low_mark_percent.min(90);
+        self
+    }
+}
+
+/// Counters of a pool, read at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PoolStats {
+    /// Slots, both classes together.
+    pub slots: u32,
+    /// Slots in the free lists.
+    pub free: u32,
+    /// Slots that the kernel holds, ready to be filled.
+    pub lent: u32,
+    /// Slots that a [`Buf`] or a `Bytes` holds.
+    pub leased: u32,
+    /// Received messages that were delivered as copies because slots ran low.
+    pub copies: u64,
+}
+
+/// Which of the two slot sizes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SlotClass {
+    Small,
+    Large,
+}
+
+/// A slot by number: small ones first, then the large ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SlotId(pub(crate) u32);
+
+/// The memory itself. Freed when the last owner is gone.
+pub(super) struct Region {
+    allocation: NonNull<u8>,
+    /// First page boundary in the allocation.
+    base: NonNull<u8>,
+    layout: Layout,
+    config: PoolConfig,
+    /// Slots that other threads dropped.
+    returned: ArrayQueue<u32>,
+    returned_count: AtomicU32,
+}
+
+// SAFETY: the region is plain memory. Every access goes through a lease of one slot, leases are unique, and what is
+// shared (`returned`) is itself `Sync`.
+unsafe impl Send for Region {}
+// SAFETY: see above.
+unsafe impl Sync for Region {}
+
+impl Region {
+    fn new(config: PoolConfig) -> Self {
+        let small = config.small_slots as usize * config.small_slot_bytes as usize;
+        let large = config.large_slots as usize * config.large_slot_bytes as usize;
+        let bytes = small.next_multiple_of(PAGE_BYTES) + large;
+        // One page more than needed, aligned by hand: with an alignment above that of `malloc` the standard library
+        // zeroes memory by writing to it, which would touch every page of the region.
+        let layout = Layout::from_size_align(bytes + PAGE_BYTES, 16).expect("a region is at most 2^39 bytes");
+        // SAFETY: the layout is not empty.
+        let Some(allocation) = NonNull::new(unsafe { alloc_zeroed(layout) }) else { handle_alloc_error(layout) };
+        let padding = allocation.as_ptr().align_offset(PAGE_BYTES).min(PAGE_BYTES);
+        // SAFETY: the padding is at most the page that was added.
+        let base = unsafe { allocation.add(padding) };
+        let returned = ArrayQueue::new((config.small_slots + config.large_slots) as usize);
+        Self { allocation, base, layout, config, returned, returned_count: AtomicU32::new(0) }
+    }
+
+    pub(super) fn slot_bytes(&self, slot: SlotId) -> u32 {
+        match self.class(slot) {
+            SlotClass::Small => self.config.small_slot_bytes,
+            SlotClass::Large => self.config.large_slot_bytes,
+        }
+    }
+
+    fn class(&self, slot: SlotId) -> SlotClass {
+        if slot.0 < self.config.small_slots { SlotClass::Small } else { SlotClass::Large }
+    }
+
+    /// Address of the first byte of a slot.
+    #[inline]
+    pub(super) fn slot_address(&self, slot: SlotId) -> *mut u8 {
+        let small = self.config.small_slots;
+        debug_assert!(slot.0 < small + self.config.large_slots);
+        let offset = if slot.0 < small {
+            slot.0 as usize * self.config.small_slot_bytes as usize
+        } else {
+            (small as usize * self.config.small_slot_bytes as usize).next_multiple_of(PAGE_BYTES)
+                + (slot.0 - small) as usize * self.config.large_slot_bytes as usize
+        };
+        // SAFETY: `slot` is one of this region's, so that the offset lies inside the allocation.
+        unsafe { self.base.as_ptr().add(offset) }
+    }
+
+    /// Gives a slot back from any thread.
+    pub(super) fn give_back(&self, slot: SlotId) {
+        let pushed = self.returned.push(slot.0);
+        debug_assert!(pushed.is_ok(), "the list has room for every slot");
+        self.returned_count.fetch_add(1, Ordering::Release);
+    }
+}
+
+impl Drop for Region {
+    fn drop(&mut self) {
+        // SAFETY: allocated in `new` with this layout; the last owner is gone.
+        unsafe { dealloc(self.allocation.as_ptr(), self.layout) }
+    }
+}
+
+/// What all handles to one pool share on its thread.
+pub(super) struct Shared {
+    pub(super) region: Arc<Region>,
+    small: FreeList,
+    large: FreeList,
+    copies: Cell<u64>,
+}
+
+/// Free slots of one class. Only the pool's thread touches it, and never across a call that could come back.
+struct FreeList {
+    slots: UnsafeCell<Vec<u32>>,
+    lent: Cell<u32>,
+    total: u32,
+    low_mark: u32,
+}
+
+impl FreeList {
+    fn new(first: u32, total: u32, low_mark_percent: u32) -> Self {
+        let slots = UnsafeCell::new((first..first + total).rev().collect());
+        Self { slots, lent: Cell::new(0), total, low_mark: (total * low_mark_percent).div_ceil(100) }
+    }
+
+    #[inline]
+    fn pop(&self) -> Option<u32> {
+        // SAFETY: `FreeList` is not `Sync`, and no reference into the vector outlives this call.
+        unsafe { (*self.slots.get()).pop() }
+    }
+
+    #[inline]
+    fn push(&self, slot: u32) {
+        // SAFETY: as in `pop`. The vector was made with room for every slot, so that this does not allocate.
+        unsafe { (*self.slots.get()).push(slot) }
+    }
+
+    fn len(&self) -> u32 {
+        // SAFETY: as in `pop`.
+        unsafe { (*self.slots.get()).len() as u32 }
+    }
+}
+
+impl Shared {
+    #[inline]
+    fn list(&self, class: SlotClass) -> &FreeList {
+        match class {
+            SlotClass::Small => &self.small,
+            SlotClass::Large => &self.large,
+        }
+    }
+
+    /// Puts a slot whose lease ended into its free list.
+    #[inline]
+    pub(super) fn release(&self, slot: SlotId) {
+        self.list(self.region.class(slot)).push(slot.0);
+    }
+}
+
+/// A worker's buffers. Cheap to clone; every clone is the same pool.
+///
+/// `Pool` stays on its thread. A [`Buf`] keeps the pool's memory alive, so that dropping things in any order is safe.
+#[derive(Clone)]
+pub struct Pool(pub(super) Rc<Shared>);
+
+impl Pool {
+    /// Reserves the memory. Sizes out of range are brought into it.
+    ///
+    /// # Panics
+    ///
+    /// Aborts, as every allocation of the standard library does, when the system has no memory.
+    #[must_use]
+    pub fn new(config: PoolConfig) -> Self {
+        let config = config.sane();
+        let small = FreeList::new(0, config.small_slots, config.low_mark_percent);
+        let large = FreeList::new(config.small_slots, config.large_slots, config.low_mark_percent);
+        let region = Arc::new(Region::new(config));
+        Self(Rc::new(Shared { region, small, large, copies: Cell::new(0) }))
+    }
+
+    /// The sizes in force.
+    #[must_use]
+    pub fn config(&self) -> &PoolConfig {
+        &self.0.region.config
+    }
+
+    /// Counters of this moment.
+    #[must_use]
+    pub fn stats(&self) -> PoolStats {
+        self.collect();
+        let (small, large) = (&self.0.small, &self.0.large);
+        let slots = small.total + large.total;
+        let free = small.len() + large.len();
+        let lent = small.lent.get() + large.lent.get();
+        PoolStats { slots, free, lent, leased: slots - free - lent, copies: self.0.copies.get() }
+    }
+
+    /// An empty, writable buffer with room for at least `bytes`, or `None` when no free slot is that large or slots
+    /// are running low. The caller then allocates; the last slots are kept for receiving.
+    #[must_use]
+    pub fn writable(&self, bytes: usize) -> Option<Buf> {
+        let class = if bytes <= self.config().small_slot_bytes as usize {
+            SlotClass::Small
+        } else if bytes <= self.config().large_slot_bytes as usize {
+            SlotClass::Large
+        } else {
+            return None;
+        };
+        if self.is_low(class) { None } else { self.lease(class) }
+    }
+
+    /// Leases a slot of `class`, empty, even when slots are low.
+    #[inline]
+    pub(crate) fn lease(&self, class: SlotClass) -> Option<Buf> {
+        let slot = self.0.list(class).pop().or_else(|| {
+            self.collect();
+            self.0.list(class).pop()
+        })?;
+        Some(Buf::leased(Rc::clone(&self.0), SlotId(slot)))
+    }
+
+    /// Whether so few slots are left that what is received should be copied out.
+    #[inline]
+    pub(crate) fn is_low(&self, class: SlotClass) -> bool {
+        let list = self.0.list(class);
+        list.len() + list.lent.get() <= list.low_mark
+    }
+
+    /// Takes a slot out of the free list for the kernel to fill later. It is neither free nor leased.
+    pub(crate) fn lend(&self, class: SlotClass) -> Option<SlotId> {
+        let list = self.0.list(class);
+        let slot = list.pop()?;
+        list.lent.set(list.lent.get() + 1);
+        Some(SlotId(slot))
+    }
+
+    /// Turns a lent slot into a lease over its first `bytes` bytes.
+    ///
+    /// # Safety
+    ///
+    /// `slot` came from [`Pool::lend`] of this pool, has not been reclaimed since, and the kernel has let go of it.
+    #[inline]
+    pub(crate) unsafe fn reclaim(&self, slot: SlotId, bytes: u32) -> Buf {
+        let list = self.0.list(self.0.region.class(slot));
+        list.lent.set(list.lent.get() - 1);
+        let mut buf = Buf::leased(Rc::clone(&self.0), slot);
+        buf.set_filled(bytes);
+        buf
+    }
+
+    /// Address and size of a slot, for the kernel.
+    #[inline]
+    pub(crate) fn slot_memory(&self, slot: SlotId) -> (*mut u8, u32) {
+        (self.0.region.slot_address(slot), self.0.region.slot_bytes(slot))
+    }
+
+    /// Free slots of a class, without those that other threads have just given back.
+    #[inline]
+    pub(crate) fn free(&self, class: SlotClass) -> u32 {
+        self.0.list(class).len()
+    }
+
+    /// Takes in what other threads gave back.
+    #[inline]
+    pub(crate) fn collect(&self) {
+        let region = &self.0.region;
+        if region.returned_count.load(Ordering::Acquire) > 0 {
+            self.collect_slowly();
+        }
+    }
+
+    #[cold]
+    fn collect_slowly(&self) {
+        let region = &self.0.region;
+        while let Some(slot) = region.returned.pop() {
+            region.returned_count.fetch_sub(1, Ordering::AcqRel);
+            self.0.release(SlotId(slot));
+        }
+    }
+
+    /// A copy of the received bytes if slots are low, otherwise `buf` itself.
+    #[inline]
+    pub(crate) fn relieve(&self, buf: Buf, class: SlotClass) -> Buf {
+        if self.is_low(class) { self.copy_out(buf) } else { buf }
+    }
+
+    #[cold]
+    fn copy_out(&self, buf: Buf) -> Buf {
+        self.0.copies.set(self.0.copies.get() + 1);
+        Buf::copied(&buf)
+    }
+}
+
+impl fmt::Debug for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pool").field("config", self.config()).field("stats", &self.stats()).finish()
+    }
+}

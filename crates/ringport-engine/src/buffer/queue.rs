@@ -1,0 +1,150 @@
+//! [`SendQueue`]: what waits to be sent on one connection, in order.
+//!
+//! Almost every connection has nothing or one piece queued, so the first piece lies in the queue itself and costs no
+//! allocation; only bursts reach the growable part.
+
+use std::collections::VecDeque;
+
+use super::{Buf, Chunk, Pool};
+
+/// Room that an emptied queue keeps for the next burst, in pieces.
+const KEPT_PIECES: usize = 16;
+
+/// Pieces to send, first in first out.
+///
+/// The queue never holds memory that the kernel sees: [`Engine::send`](crate::Engine::send) moves pieces out of it
+/// into a record of the engine's.
+#[derive(Debug, Default)]
+pub struct SendQueue {
+    front: Option<Chunk>,
+    rest: VecDeque<Chunk>,
+    bytes: u64,
+}
+
+impl SendQueue {
+    /// An empty queue. Allocates nothing.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self { front: None, rest: VecDeque::new(), bytes: 0 }
+    }
+
+    /// Bytes in the queue.
+    #[must_use]
+    #[inline]
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Number of pieces in the queue.
+    #[must_use]
+    pub fn pieces(&self) -> usize {
+        usize::from(self.front.is_some()) + self.rest.len()
+    }
+
+    /// Whether nothing is queued.
+    #[must_use]
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.front.is_none()
+    }
+
+    /// Appends a piece without copying it. An empty piece is dropped.
+    #[inline]
+    pub fn push(&mut self, piece: impl Into<Chunk>) {
+        let piece = piece.into();
+        if piece.is_empty() {
+            return;
+        }
+        self.bytes += piece.len() as u64;
+        if self.front.is_none() {
+            self.front = Some(piece);
+        } else {
+            self.rest.push_back(piece);
+        }
+    }
+
+    /// Puts a piece back in front of all others.
+    pub fn push_front(&mut self, piece: Chunk) {
+        if piece.is_empty() {
+            return;
+        }
+        self.bytes += piece.len() as u64;
+        if let Some(second) = self.front.replace(piece) {
+            self.rest.push_front(second);
+        }
+    }
+
+    /// Appends a copy of `data`: behind the last piece if that has room, else in a slot of `pool`, else in memory of
+    /// its own. Small writes in a row thus become one piece and one system call.
+    pub fn write(&mut self, data: &[u8], pool: &Pool) {
+        let mut left = data;
+        if let Some(Chunk::Buf(last)) = self.rest.back_mut().or(self.front.as_mut()) {
+            let count = last.append(left);
+            self.bytes += count as u64;
+            left = &left[count..];
+        }
+        if left.is_empty() {
+            return;
+        }
+        let piece = match pool.writable(left.len()) {
+            Some(mut buf) => {
+                buf.append(left);
+                buf
+            }
+            None => Buf::copied(left),
+        };
+        self.push(piece);
+    }
+
+    /// Takes the first piece.
+    #[inline]
+    pub fn pop(&mut self) -> Option<Chunk> {
+        let piece = self.front.take()?;
+        self.bytes -= piece.len() as u64;
+        if !self.rest.is_empty() {
+            self.front = self.rest.pop_front();
+            if self.rest.is_empty() && self.rest.capacity() > KEPT_PIECES {
+                self.rest = VecDeque::new();
+            }
+        }
+        Some(piece)
+    }
+
+    /// The first piece.
+    #[must_use]
+    #[inline]
+    pub fn front(&self) -> Option<&Chunk> {
+        self.front.as_ref()
+    }
+
+    /// The pieces in order.
+    pub fn iter(&self) -> impl Iterator<Item = &Chunk> {
+        self.front.iter().chain(&self.rest)
+    }
+
+    /// Drops the first `count` bytes: pieces that were sent wholly are gone, one sent in part is shortened.
+    ///
+    /// # Panics
+    ///
+    /// If fewer bytes are queued.
+    #[inline]
+    pub fn consume(&mut self, count: usize) {
+        let mut left = count;
+        while left > 0 {
+            let front = self.front.as_mut().expect("consumed no more than was queued");
+            let length = front.len();
+            if left < length {
+                front.advance(left);
+                self.bytes -= left as u64;
+                return;
+            }
+            left -= length;
+            self.pop();
+        }
+    }
+
+    /// Drops everything.
+    pub fn clear(&mut self) {
+        *self = Self::new();
+    }
+}

@@ -1,0 +1,328 @@
+//! What every engine supplies, and the laws it obeys.
+//!
+//! An engine is an iterator of events. A turn of a worker is: [`Engine::wait`], then [`Engine::next`] until it returns
+//! `None`, calling the other methods in between as it likes. No method blocks but `wait`.
+//!
+//! The conformance suite (`tests/conformance/`) has at least one test for each law and runs on every engine of
+//! the machine, the simulator included.
+//!
+//! 1. **The engine owns what the kernel can see.** [`Engine::send`] moves pieces out of the caller's queue into a
+//!    record of the engine's, where their addresses are stable. Nothing the caller does afterwards can free them.
+//! 2. **The region outlives everybody.** Engine, [`Pool`] and every [`Buf`] share ownership of the memory. Dropping an
+//!    engine aborts what is in flight and waits at most [`DROP_WAIT`] for the terminal completions; what has not come
+//!    back then is leaked, never freed. A forgotten engine, a pool dropped first, a `Buf` or a [`Waker`] kept
+//!    after the engine are harmless.
+//! 3. **`Closed` is the last event of a connection, exactly once.** Only then is its slot reused, under a new
+//!    generation. Calls with a stale id do nothing (or return `NotFound` where they return something).
+//!    A connection that fails closes itself: bytes that arrived before the failure are delivered first if receiving is
+//!    `On`, then comes `Closed` with the error. The caller need not (but may) call `close`.
+//! 4. **One receive armed and one send in flight** per connection. A send may be vectored. While one is in
+//!    flight, `send` takes nothing; the caller calls it again after [`Event::Sent`].
+//! 5. **`Sent` reports what the kernel took,** no more. A short send continues from its record. What never left comes
+//!    back with `Closed`.
+//! 6. **`Paused` is a wish:** what was already received still arrives, and nothing is dropped. `PeerClosed` comes after
+//!    all bytes before it, so that a paused connection may learn of it only when it goes on.
+//! 7. **No buffer for an idle connection.** Running out of buffers is transient: receiving goes on when one comes
+//!    back, and is never reported as an end of stream.
+//! 8. **A failed accept never stops accepting.** Out of descriptors or memory, the engine backs off from
+//!    [`ACCEPT_BACKOFF_MIN`] to [`ACCEPT_BACKOFF_MAX`] and reports [`Event::AcceptFailed`]; a connection reset before
+//!    it was accepted is skipped and counted. Other sockets go on.
+//! 9. **Nothing that was sent is destroyed by closing in order.** [`Engine::shutdown_write`] takes effect after the
+//!    record in flight; a caller that then discards what it receives until [`Event::PeerClosed`] and closes loses
+//!    nothing. (The session's graceful close does that.) [`Engine::close`] by itself does not wait for anything.
+//! 10. **A turn is bounded:** at most [`EngineConfig::events_per_turn`] events, and
+//!     [`EngineConfig::bytes_per_turn`] of one connection before the others. Whatever is left keeps `wait` from
+//!     blocking and is delivered in order.
+//! 11. **Nothing panics** on what the network or the kernel returns.
+//! 12. **Every kernel feature can be masked** by [`Features`], and the suite runs each fallback.
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::buffer::{Buf, Chunk, Pool, SendQueue};
+use crate::id::{ConnId, ListenerId};
+use crate::socket::{SockAddr, Socket, SocketOptions};
+
+/// Longest time that dropping an engine waits for the kernel.
+pub const DROP_WAIT: Duration = Duration::from_secs(2);
+/// First pause after an accept failed for want of descriptors or memory.
+pub const ACCEPT_BACKOFF_MIN: Duration = Duration::from_millis(10);
+/// Longest pause between two such accepts.
+pub const ACCEPT_BACKOFF_MAX: Duration = Duration::from_millis(500);
+
+/// A kernel interface, opened, used and dropped on one thread.
+pub trait Engine: Sized {
+    /// Opens the interface. Received bytes lie in slots of `pool`.
+    ///
+    /// # Errors
+    ///
+    /// What the system answered: `PermissionDenied` when a policy forbids the interface, `Unsupported` when the kernel
+    /// has no such thing, `OutOfMemory` when a limit on locked memory is too low.
+    fn open(config: &EngineConfig, pool: Pool) -> io::Result<Self>;
+
+    /// Takes a listening socket. It accepts nothing before [`Engine::accept`] says so.
+    ///
+    /// # Errors
+    ///
+    /// If the socket cannot be registered. The socket is closed then.
+    fn listen(&mut self, socket: Socket) -> io::Result<ListenerId>;
+
+    /// Starts or pauses accepting. What the kernel accepted before the pause still arrives.
+    fn accept(&mut self, listener: ListenerId, want: Want);
+
+    /// Stops listening for good and closes the socket. [`Event::ListenerClosed`] is its last event.
+    fn unlisten(&mut self, listener: ListenerId);
+
+    /// Binds a connected socket to this engine, for life. Receiving starts with [`Engine::receive`].
+    ///
+    /// # Errors
+    ///
+    /// If the socket cannot be registered. The socket is closed then.
+    fn adopt(&mut self, socket: Socket) -> io::Result<ConnId>;
+
+    /// Begins to connect. [`Event::Connected`] or [`Event::Closed`] follows.
+    ///
+    /// # Errors
+    ///
+    /// If no socket could be made, or an option was refused.
+    fn connect(&mut self, to: &SockAddr, options: &SocketOptions) -> io::Result<ConnId>;
+
+    /// Says whether received bytes are wanted.
+    fn receive(&mut self, conn: ConnId, want: Want);
+
+    /// Hands the front of `queue` to the kernel, unless a send is in flight already or the connection is closing.
+    ///
+    /// Says what the kernel took before this call returned. Unless that was everything the engine took out of the
+    /// queue, the send is in flight and [`Event::Sent`] reports the rest, in one or more parts, the last with
+    /// `idle`. An error of the connection is reported by [`Event::Closed`], later.
+    fn send(&mut self, conn: ConnId, queue: &mut SendQueue) -> SendProgress;
+
+    /// Sends a FIN after the record in flight. Nothing may be sent on the connection afterwards.
+    fn shutdown_write(&mut self, conn: ConnId);
+
+    /// Gives the connection up: no event of it follows but [`Event::Closed`]. Cancels a connect.
+    fn close(&mut self, conn: ConnId, how: Close);
+
+    /// Addresses and the state of the kernel's send queue.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound` for a stale id.
+    fn info(&self, conn: ConnId) -> io::Result<ConnInfo>;
+
+    /// Submits what was asked for, and waits for events until `deadline` (`None`: without end). Returns at once while
+    /// events are left over from an earlier turn. Spurious returns are allowed.
+    ///
+    /// # Errors
+    ///
+    /// Only what no retry can mend: the engine is unusable then.
+    fn wait(&mut self, deadline: Option<Instant>) -> io::Result<()>;
+
+    /// The next event of this turn, or `None` at its end.
+    fn next(&mut self) -> Option<Event>;
+
+    /// The time by which the engine lives: that of the last `wait`. Virtual in the simulator.
+    fn now(&self) -> Instant;
+
+    /// Something that ends a `wait` from any thread.
+    fn waker(&self) -> Waker;
+
+    /// Counters of this engine.
+    fn stats(&self) -> EngineStats;
+}
+
+/// Whether something is wanted now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Want {
+    /// Go on.
+    On,
+    /// Stop for now.
+    Paused,
+}
+
+/// What a call of [`Engine::send`] achieved at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub struct SendProgress {
+    /// Bytes that the kernel took.
+    pub bytes: usize,
+    /// Whether nothing is in flight, so that `send` takes more. False also when nothing can be sent any more.
+    pub idle: bool,
+}
+
+/// How a connection is closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Close {
+    /// As `close(2)` does: a FIN if everything received was read, else a reset.
+    Plain,
+    /// With a reset (RST), discarding what the kernel still holds (`SO_LINGER` with zero, see socket(7)).
+    Abort,
+}
+
+/// What happened.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Event {
+    /// A connection was accepted. It belongs to no worker until one adopts it.
+    Accepted {
+        /// Where it was accepted.
+        listener: ListenerId,
+        /// The new connection.
+        socket: Socket,
+    },
+    /// Accepting failed and goes on after a pause (law 8).
+    AcceptFailed {
+        /// Where.
+        listener: ListenerId,
+        /// Why.
+        error: io::Error,
+    },
+    /// The listening socket is closed.
+    ListenerClosed {
+        /// Which.
+        listener: ListenerId,
+    },
+    /// A connect succeeded.
+    Connected {
+        /// Which.
+        conn: ConnId,
+    },
+    /// Bytes arrived. Never empty.
+    Received {
+        /// Where.
+        conn: ConnId,
+        /// The bytes.
+        buf: Buf,
+    },
+    /// The kernel took bytes of the send in flight.
+    Sent {
+        /// Where.
+        conn: ConnId,
+        /// How many.
+        bytes: usize,
+        /// Whether the record is empty now, so that `send` takes more.
+        idle: bool,
+    },
+    /// The peer sent a FIN. Sending is still possible.
+    PeerClosed {
+        /// Which.
+        conn: ConnId,
+    },
+    /// The connection is gone: closed as asked, failed, or never connected.
+    Closed {
+        /// Which. Stale from now on.
+        conn: ConnId,
+        /// The error that ended it; `None` after [`Engine::close`].
+        why: Option<io::Error>,
+        /// What `send` took and the kernel did not.
+        unsent: Vec<Chunk>,
+        /// Bytes that the kernel took and the peer had not acknowledged at the end (`SIOCOUTQ`, see tcp(7)). `None`
+        /// where the system cannot say.
+        unacked: Option<u64>,
+    },
+    /// A [`Waker`] rang.
+    Woken,
+}
+
+/// Facts about a connection.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct ConnInfo {
+    /// This side's address.
+    pub local: SockAddr,
+    /// The peer's address.
+    pub peer: SockAddr,
+    /// Bytes in the kernel's send queue that the peer has not acknowledged. `None` where the system cannot say.
+    pub unacked: Option<u64>,
+}
+
+/// Counters of an engine since it was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct EngineStats {
+    /// Calls of `wait`.
+    pub waits: u64,
+    /// Events delivered.
+    pub events: u64,
+    /// System calls for data (`io_uring_enter`, `epoll_wait`, `recv`, `send` …), without those that open and close.
+    pub calls: u64,
+    /// Times that a receive found no buffer.
+    pub starved: u64,
+    /// Accepts that failed, resets before accept included.
+    pub accepts_failed: u64,
+    /// Connections that changed their way of receiving (io_uring only).
+    pub mode_changes: u64,
+}
+
+/// How an engine is opened.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct EngineConfig {
+    /// Most events of one turn.
+    pub events_per_turn: usize,
+    /// Most bytes received from one connection before the others have their turn.
+    pub bytes_per_turn: usize,
+    /// What of the kernel may be used.
+    pub features: Features,
+    /// The network of the simulator; other engines ignore it.
+    pub network: Option<crate::engine::sim::Network>,
+}
+
+impl Default for EngineConfig {
+    /// 4,096 events and 256 KiB a turn, every feature allowed.
+    fn default() -> Self {
+        Self { events_per_turn: 4096, bytes_per_turn: 256 * 1024, features: Features::default(), network: None }
+    }
+}
+
+/// Kernel features that an engine may use where it finds them. All on by default; each can be masked, to test the
+/// fallback or to work around a kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Features {
+    /// io_uring: multishot accept (Linux 5.19).
+    pub multishot_accept: bool,
+    /// io_uring: multishot receive into a provided buffer ring (Linux 6.0).
+    pub multishot_receive: bool,
+    /// io_uring: plain calls into one hot buffer for connections with large messages.
+    pub direct_receive: bool,
+    /// io_uring: `SINGLE_ISSUER` and `DEFER_TASKRUN` (Linux 6.1).
+    pub defer_taskrun: bool,
+    /// io_uring: no iowait accounting while idle (Linux 6.15).
+    pub no_iowait: bool,
+}
+
+impl Default for Features {
+    fn default() -> Self {
+        Self {
+            multishot_accept: true,
+            multishot_receive: true,
+            direct_receive: true,
+            defer_taskrun: true,
+            no_iowait: true,
+        }
+    }
+}
+
+/// Ends the wait of one engine, from any thread. Keeps what it needs alive; harmless after the engine is gone.
+#[derive(Clone)]
+pub struct Waker(pub(crate) Arc<dyn Wake>);
+
+/// What a waker does; one implementation for each engine.
+pub(crate) trait Wake: Send + Sync {
+    fn wake(&self);
+}
+
+impl Waker {
+    /// Makes the engine's current or next `wait` return, with [`Event::Woken`]. Several calls may be reported as one.
+    pub fn wake(&self) {
+        self.0.wake();
+    }
+}
+
+impl std::fmt::Debug for Waker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Waker")
+    }
+}

@@ -1,0 +1,7 @@
+//! The engine readiness.
+
+use super::contract::EngineConfig;
+
+pub(crate) fn probe(_: &EngineConfig) -> Result<String, String> {
+    Err("not there yet".to_owned())
+}

@@ -1,0 +1,20 @@
+//! The engines of ringport: one safe contract over io_uring, epoll, kqueue and a deterministic simulator.
+//!
+//! This is the only crate of ringport that contains `unsafe`. Most programs use the crate `ringport`, which adds
+//! sessions, workers, timers and servers on top of it.
+//!
+//! Start with [`engine::contract`]: it says what an engine is and which laws it obeys. [`buffer`] holds the memory that
+//! the kernel may see.
+
+pub mod buffer;
+pub mod engine;
+mod id;
+pub mod socket;
+
+pub use buffer::{Buf, Chunk, Pool, PoolConfig, PoolStats, SendQueue};
+pub use engine::contract::{
+    Close, ConnInfo, Engine, EngineConfig, EngineStats, Event, Features, SendProgress, Waker, Want,
+};
+pub use engine::{EngineKind, Selection};
+pub use id::{ConnId, ListenerId};
+pub use socket::{ListenOptions, SockAddr, Socket, SocketOptions};

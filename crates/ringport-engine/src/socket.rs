@@ -1,0 +1,190 @@
+//! Sockets before an engine owns them, and the options that are set on them.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, Type};
+pub use socket2::SockAddr;
+
+use crate::engine::{platform, sim};
+
+/// Connections that the kernel queues before they are accepted, unless [`ListenOptions::backlog`] says otherwise. The
+/// system caps it (`net.core.somaxconn` on Linux, 4,096 by default).
+pub const BACKLOG: u32 = 4096;
+
+/// A socket that belongs to no engine yet. It may move to another thread, and is closed when dropped.
+#[derive(Debug)]
+pub struct Socket(pub(crate) Repr);
+
+#[derive(Debug)]
+pub(crate) enum Repr {
+    System(socket2::Socket),
+    Simulated(sim::Endpoint),
+}
+
+/// Options of a listening socket.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct ListenOptions {
+    /// Queue length, see listen(2).
+    pub backlog: u32,
+    /// Lets several sockets share the address (`SO_REUSEPORT`, see socket(7)). Off by default: a second bind fails.
+    pub reuse_port: bool,
+    /// Options that accepted sockets inherit.
+    pub socket: SocketOptions,
+}
+
+impl Default for ListenOptions {
+    fn default() -> Self {
+        Self { backlog: BACKLOG, reuse_port: false, socket: SocketOptions::default() }
+    }
+}
+
+/// Options of a connection.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct SocketOptions {
+    /// Sends small segments at once (`TCP_NODELAY`, see tcp(7)). On by default. Ignored for Unix sockets.
+    pub no_delay: bool,
+    /// Bytes of the kernel's receive buffer (`SO_RCVBUF`); the system's default if `None`.
+    pub receive_buffer: Option<u32>,
+    /// Bytes of the kernel's send buffer (`SO_SNDBUF`); the system's default if `None`.
+    pub send_buffer: Option<u32>,
+    /// Probes a silent peer after this time (`SO_KEEPALIVE`, `TCP_KEEPIDLE`); off if `None`.
+    pub keep_alive: Option<Duration>,
+}
+
+impl Default for SocketOptions {
+    fn default() -> Self {
+        Self { no_delay: true, receive_buffer: None, send_buffer: None, keep_alive: None }
+    }
+}
+
+impl SocketOptions {
+    /// Sets what differs from the system's defaults.
+    pub(crate) fn apply(&self, socket: &socket2::Socket, tcp: bool) -> io::Result<()> {
+        if tcp && self.no_delay {
+            socket.set_tcp_nodelay(true)?;
+        }
+        if let Some(bytes) = self.receive_buffer {
+            socket.set_recv_buffer_size(bytes as usize)?;
+        }
+        if let Some(bytes) = self.send_buffer {
+            socket.set_send_buffer_size(bytes as usize)?;
+        }
+        if let (true, Some(time)) = (tcp, self.keep_alive) {
+            socket.set_tcp_keepalive(&socket2::TcpKeepalive::new().with_time(time))?;
+        }
+        Ok(())
+    }
+
+    /// A new socket for connecting to `to`.
+    pub(crate) fn open(&self, to: &SockAddr) -> io::Result<socket2::Socket> {
+        let (socket, tcp) = stream_socket(to)?;
+        self.apply(&socket, tcp)?;
+        Ok(socket)
+    }
+}
+
+impl Socket {
+    /// Binds to `address` and listens, on the system or, if the configuration names one, in a simulated network.
+    ///
+    /// The bind is exclusive unless `options` ask to share: another listener on the address makes it fail. (`SO_REUSEADDR`
+    /// is set on Unix, where it only skips the TIME_WAIT state, see socket(7).)
+    ///
+    /// # Errors
+    ///
+    /// `AddrInUse`, `AddrNotAvailable`, `PermissionDenied` and what else bind(2) and listen(2) answer.
+    pub fn listen(address: &SockAddr, options: &ListenOptions, network: Option<&sim::Network>) -> io::Result<Self> {
+        if let Some(network) = network {
+            return Ok(Self(Repr::Simulated(network.listen(address, options.backlog)?)));
+        }
+        let (socket, tcp) = stream_socket(address)?;
+        if tcp {
+            platform::share_address(&socket, options.reuse_port)?;
+            if address.is_ipv6() {
+                // An IPv6 listener serves IPv6 alone, on every system: see ipv6(7).
+                socket.set_only_v6(true)?;
+            }
+        }
+        options.socket.apply(&socket, tcp)?;
+        socket.bind(address)?;
+        socket.listen(i32::try_from(options.backlog).unwrap_or(i32::MAX))?;
+        Ok(Self(Repr::System(socket)))
+    }
+
+    /// The address that the socket is bound to; with port 0 asked for, the real one.
+    ///
+    /// # Errors
+    ///
+    /// What getsockname(2) answers.
+    pub fn local_addr(&self) -> io::Result<SockAddr> {
+        match &self.0 {
+            Repr::System(socket) => socket.local_addr(),
+            Repr::Simulated(endpoint) => Ok(endpoint.local_addr()),
+        }
+    }
+
+    /// The address of the peer.
+    ///
+    /// # Errors
+    ///
+    /// `NotConnected` when the peer has already gone; see getpeername(2).
+    pub fn peer_addr(&self) -> io::Result<SockAddr> {
+        match &self.0 {
+            Repr::System(socket) => socket.peer_addr(),
+            Repr::Simulated(endpoint) => endpoint.peer_addr(),
+        }
+    }
+
+    /// The system's socket, for an engine that works on the system.
+    pub(crate) fn into_system(self) -> io::Result<socket2::Socket> {
+        match self.0 {
+            Repr::System(socket) => Ok(socket),
+            Repr::Simulated(_) => {
+                Err(io::Error::new(io::ErrorKind::InvalidInput, "a simulated socket works only in its simulator"))
+            }
+        }
+    }
+}
+
+impl From<socket2::Socket> for Socket {
+    fn from(socket: socket2::Socket) -> Self {
+        Self(Repr::System(socket))
+    }
+}
+
+impl From<std::net::TcpStream> for Socket {
+    fn from(stream: std::net::TcpStream) -> Self {
+        Self(Repr::System(stream.into()))
+    }
+}
+
+impl From<std::net::TcpListener> for Socket {
+    fn from(listener: std::net::TcpListener) -> Self {
+        Self(Repr::System(listener.into()))
+    }
+}
+
+/// A socket address for `address`.
+#[must_use]
+pub fn ip(address: SocketAddr) -> SockAddr {
+    address.into()
+}
+
+/// A socket address for a Unix socket file.
+///
+/// # Errors
+///
+/// If the path is too long (108 bytes on Linux, see unix(7)).
+pub fn unix(path: &Path) -> io::Result<SockAddr> {
+    SockAddr::unix(path)
+}
+
+fn stream_socket(address: &SockAddr) -> io::Result<(socket2::Socket, bool)> {
+    let tcp = address.is_ipv4() || address.is_ipv6();
+    let socket = socket2::Socket::new(Domain::from(i32::from(address.family())), Type::STREAM, tcp.then_some(Protocol::TCP))?;
+    Ok((socket, tcp))
+}

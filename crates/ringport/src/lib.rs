@@ -1,0 +1,2 @@
+//! ringport.
+#![forbid(unsafe_code)]

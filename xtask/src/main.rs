@@ -1,0 +1,3 @@
+//! Checks of this repository.
+#![forbid(unsafe_code)]
+fn main() {}
