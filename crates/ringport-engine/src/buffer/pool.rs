@@ -288,6 +288,13 @@ impl Pool {
         PoolStats { slots, free, lent, leased: slots - free - lent, copies: self.0.copies.get() }
     }
 
+    /// Received messages that were delivered as copies because slots ran low.
+    #[must_use]
+    #[inline]
+    pub fn copies(&self) -> u64 {
+        self.0.copies.get()
+    }
+
     /// An empty, writable buffer with room for at least `bytes`, or `None` when no free slot is that large or slots
     /// are running low. The caller then allocates; the last slots are kept for receiving.
     #[must_use]

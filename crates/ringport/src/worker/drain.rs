@@ -1,0 +1,66 @@
+//! Shutting down in order: stop accepting, let what is under way finish, close, and at last cut off.
+//!
+//! ```text
+//! shut_down ──► listeners closed ──► quiet connections close in order ──► deadline: all close in order
+//!                                                                           └─► + CUT_OFF: those left are aborted
+//! ```
+
+use std::time::{Duration, Instant};
+
+use ringport_engine::Engine;
+
+use super::Worker;
+use super::timers::Timer;
+use crate::session::{CloseReason, Ending, Phase};
+
+/// A connection on which nothing moved for this long, and that has nothing queued, is done.
+const QUIET: Duration = Duration::from_millis(100);
+/// How often connections are looked at.
+const STEP: Duration = Duration::from_millis(20);
+/// Time after the deadline for FINs to be answered.
+const CUT_OFF: Duration = Duration::from_secs(1);
+
+/// A shutdown under way.
+pub(super) struct Drain {
+    deadline: Instant,
+}
+
+impl<E: Engine> Worker<E> {
+    /// Begins to shut down. A second call can only shorten the time.
+    pub(super) fn shut_down(&mut self, within: Duration) {
+        let deadline = self.context.now + within;
+        if let Some(drain) = &mut self.drain {
+            drain.deadline = drain.deadline.min(deadline);
+            return;
+        }
+        self.context.stopping = true;
+        self.drain = Some(Drain { deadline });
+        for listening in &self.listeners {
+            self.engine.unlisten(listening.id);
+        }
+        self.drain_step();
+    }
+
+    /// Closes what may be closed by now.
+    pub(super) fn drain_step(&mut self) {
+        let Some(drain) = &self.drain else { return };
+        let (now, clock) = (self.context.now, self.context.clock);
+        let (late, over) = (now >= drain.deadline, now >= drain.deadline + CUT_OFF);
+        for conn in self.context.ids() {
+            let Some(session) = self.context.find(conn) else { continue };
+            let quiet = Duration::from_millis(clock.wrapping_sub(session.active_at).into()) >= QUIET;
+            let done = quiet && session.queued() == 0;
+            match session.phase {
+                Phase::Ended => continue,
+                _ if over => session.end(Ending::Abort, CloseReason::Shutdown),
+                Phase::Connecting => session.end(Ending::Abort, CloseReason::Shutdown),
+                Phase::Open if late || done => session.end(Ending::Graceful, CloseReason::Shutdown),
+                _ => continue,
+            }
+            self.settle(conn);
+        }
+        if self.context.live > 0 {
+            self.context.timers.insert(now + STEP, Timer::Drain);
+        }
+    }
+}
