@@ -15,9 +15,9 @@ use ringport_engine::{
 
 use crate::address::Address;
 use crate::error::{Error, Result};
-use crate::remote::{Letter, MAILBOX_CAPACITY, Remote};
+use crate::remote::Remote;
 use crate::session::ConnectionOptions;
-use crate::worker::{Counters, Factory, Mailbox, Share, Worker, WorkerSetup, WorkerStats};
+use crate::worker::{Counters, Factory, Share, Worker, WorkerSetup, WorkerStats};
 
 /// Most workers: one a core is the rule, and no machine that this runs on has more.
 pub(crate) const WORKERS_MAX: usize = 1024;
@@ -100,9 +100,8 @@ impl Plan {
             addresses.extend(bound.address);
             files.extend(bound.file);
         }
-        let mailboxes = (0..self.workers).map(|_| Arc::new(Mailbox::new(MAILBOX_CAPACITY))).collect();
         let counters: Arc<[_]> = (0..self.workers).map(|_| Arc::new(Counters::default())).collect();
-        let handle = ServerHandle { remote: Remote { mailboxes }, counters };
+        let handle = ServerHandle { remote: Remote::new(self.workers), counters };
         let setups = self.setups(kind, sockets, &handle);
         Ok(Prepared { kind, selection, setups, addresses, files, handle })
     }
@@ -339,17 +338,7 @@ impl ServerHandle {
     /// Shuts down in order: no new connections, those that are quiet are closed, and after `within` all are. A second
     /// later those whose peers do not answer are cut off. Returns at once; [`Running::join`] waits for the end.
     pub fn shutdown(&self, within: Duration) {
-        let milliseconds = u32::try_from(within.as_millis()).unwrap_or(u32::MAX);
-        for mailbox in self.remote.mailboxes.iter() {
-            let mut letter = Letter::Shutdown(milliseconds);
-            while let Err(back) = mailbox.push(letter) {
-                if mailbox.is_closed() {
-                    break;
-                }
-                letter = back;
-                std::thread::yield_now();
-            }
-        }
+        self.remote.shut_down(within);
     }
 
     /// The way to its connections.

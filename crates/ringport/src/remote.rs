@@ -2,6 +2,8 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use ringport_engine::{ConnId, Socket};
@@ -10,7 +12,7 @@ use crate::handler::Message;
 use crate::worker::{ConnectionId, Mailbox};
 
 /// Messages that fit into a worker's mailbox. Beyond, senders get theirs back.
-pub(crate) const MAILBOX_CAPACITY: usize = 4096;
+const MAILBOX_CAPACITY: usize = 4096;
 
 /// A way from any thread to the connections of a server or client. Cheap to clone.
 ///
@@ -19,7 +21,12 @@ pub(crate) const MAILBOX_CAPACITY: usize = 4096;
 #[derive(Clone)]
 pub struct Remote {
     pub(crate) mailboxes: Arc<[Arc<Mailbox<Letter>>]>,
+    /// Milliseconds within which to finish, or [`NEVER`].
+    stop_within: Arc<AtomicU64>,
 }
+
+/// Nobody asked to finish.
+const NEVER: u64 = u64::MAX;
 
 /// What a worker finds in its mailbox.
 pub(crate) enum Letter {
@@ -29,8 +36,6 @@ pub(crate) enum Letter {
     Abort(ConnId),
     /// A connection that another worker accepted, for the service with this number.
     Adopt(Socket, u32),
-    /// Finish within this many milliseconds.
-    Shutdown(u32),
 }
 
 /// The mailbox was full or its worker gone. The message is handed back.
@@ -46,6 +51,12 @@ impl<T> fmt::Display for RemoteError<T> {
 impl<T: fmt::Debug> std::error::Error for RemoteError<T> {}
 
 impl Remote {
+    /// For `workers` workers that do not run yet.
+    pub(crate) fn new(workers: usize) -> Self {
+        let mailboxes = (0..workers).map(|_| Arc::new(Mailbox::new(MAILBOX_CAPACITY))).collect();
+        Self { mailboxes, stop_within: Arc::new(AtomicU64::new(NEVER)) }
+    }
+
     /// Sends `data` on a connection, after all that was sent through this mailbox before. On a connection that is
     /// gone it is dropped.
     ///
@@ -87,6 +98,21 @@ impl Remote {
     /// When the mailbox is full or the worker has ended.
     pub fn abort(&self, id: ConnectionId) -> Result<(), RemoteError<()>> {
         self.post(id, Letter::Abort(id.conn)).map_err(|_| RemoteError(()))
+    }
+
+    /// Tells every worker to finish. Not by a letter: a shutdown must not depend on room in a mailbox.
+    pub(crate) fn shut_down(&self, within: Duration) {
+        let milliseconds = u64::try_from(within.as_millis()).unwrap_or(u64::MAX).min(NEVER - 1);
+        self.stop_within.fetch_min(milliseconds, Ordering::Release);
+        for mailbox in self.mailboxes.iter() {
+            mailbox.wake();
+        }
+    }
+
+    /// The time within which to finish, once somebody asked for it.
+    pub(crate) fn stop_within(&self) -> Option<Duration> {
+        let milliseconds = self.stop_within.load(Ordering::Acquire);
+        if milliseconds == NEVER { None } else { Some(Duration::from_millis(milliseconds)) }
     }
 
     fn post(&self, to: ConnectionId, letter: Letter) -> Result<(), Letter> {

@@ -94,6 +94,11 @@ impl Context {
         self.stopping
     }
 
+    /// Shuts the whole server down in order, as [`ServerHandle::shutdown`](crate::ServerHandle::shutdown) does.
+    pub fn shut_down(&self, within: Duration) {
+        self.remote.shut_down(within);
+    }
+
     /// The buffers of this worker, to fill one without a copy.
     #[must_use]
     pub fn pool(&self) -> &Pool {

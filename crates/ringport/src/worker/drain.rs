@@ -22,19 +22,23 @@ const CUT_OFF: Duration = Duration::from_secs(1);
 
 /// A shutdown under way.
 pub(super) struct Drain {
+    /// The time that was asked for.
+    within: Duration,
     deadline: Instant,
 }
 
 impl<E: Engine> Worker<E> {
-    /// Begins to shut down. A second call can only shorten the time.
+    /// Begins to shut down. A later call with less time shortens what is left.
     pub(super) fn shut_down(&mut self, within: Duration) {
-        let deadline = self.context.now + within;
         if let Some(drain) = &mut self.drain {
-            drain.deadline = drain.deadline.min(deadline);
+            if within < drain.within {
+                drain.within = within;
+                drain.deadline = drain.deadline.min(self.context.now + within);
+            }
             return;
         }
         self.context.stopping = true;
-        self.drain = Some(Drain { deadline });
+        self.drain = Some(Drain { within, deadline: self.context.now + within });
         for listening in &self.listeners {
             self.engine.unlisten(listening.id);
         }

@@ -143,6 +143,9 @@ impl<E: Engine> Worker<E> {
         self.mailbox.awake();
         self.context.set_now(self.engine.now());
         self.context.timers.expire(self.context.now);
+        if let Some(within) = self.context.remote.stop_within() {
+            self.shut_down(within);
+        }
         let mut letters = LETTERS_PER_TURN;
         while catch_unwind(AssertUnwindSafe(|| self.work(&mut letters))).is_err() {
             self.after_panic();
@@ -316,7 +319,6 @@ impl<E: Engine> Worker<E> {
                 self.context.end(self.context.id_of(conn), Ending::Abort);
             }
             Letter::Adopt(socket, service) => self.adopt(socket, service),
-            Letter::Shutdown(milliseconds) => self.shut_down(Duration::from_millis(milliseconds.into())),
         }
     }
 
