@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use socket2::{Domain, Protocol, Type};
 pub use socket2::SockAddr;
+use socket2::{Domain, Protocol, Type};
 
 use crate::engine::{platform, sim};
 
@@ -185,6 +185,7 @@ pub fn unix(path: &Path) -> io::Result<SockAddr> {
 
 fn stream_socket(address: &SockAddr) -> io::Result<(socket2::Socket, bool)> {
     let tcp = address.is_ipv4() || address.is_ipv6();
-    let socket = socket2::Socket::new(Domain::from(i32::from(address.family())), Type::STREAM, tcp.then_some(Protocol::TCP))?;
+    let socket =
+        socket2::Socket::new(Domain::from(i32::from(address.family())), Type::STREAM, tcp.then_some(Protocol::TCP))?;
     Ok((socket, tcp))
 }
