@@ -22,6 +22,9 @@ pub struct ConnectionOptions {
     pub over_limit: OverLimit,
     /// Above this many waiting bytes reading rests, so that an echo to a peer that does not read stays small: 256 KiB.
     pub high_mark: u64,
+    /// Reads even above the high mark. Off by default, which is right for a server that answers: reading less makes it
+    /// send less. A client of such a server must go on, or both wait for each other to read.
+    pub read_when_full: bool,
     /// At or below this many waiting bytes reading goes on and `Handler::writable` is called: 64 KiB.
     pub low_mark: u64,
     /// Closes a connection on which no byte moved for this long, also one that never sent any. Off if `None`: the
@@ -37,6 +40,7 @@ impl Default for ConnectionOptions {
             send_limit: 10 << 20,
             over_limit: OverLimit::Disconnect,
             high_mark: 256 << 10,
+            read_when_full: false,
             low_mark: 64 << 10,
             idle_timeout: Some(Duration::from_secs(300)),
             linger: Duration::from_secs(5),
@@ -58,6 +62,13 @@ impl ConnectionOptions {
     pub fn marks(mut self, low: u64, high: u64) -> Self {
         self.low_mark = low.min(high);
         self.high_mark = high;
+        self
+    }
+
+    /// Sets whether reading goes on above the high mark.
+    #[must_use]
+    pub fn read_when_full(mut self, on: bool) -> Self {
+        self.read_when_full = on;
         self
     }
 
