@@ -37,7 +37,8 @@ impl Client {
         connections: usize,
         make: impl Fn() -> H + Send + Sync + 'static,
     ) -> Self {
-        self.connect_with(address, connections, SocketOptions::default(), ConnectionOptions::default(), make)
+        let options = ConnectionOptions::default().rest_when_full(false);
+        self.connect_with(address, connections, SocketOptions::default(), options, make)
     }
 
     /// Opens connections with options.

@@ -116,8 +116,8 @@ pub(crate) struct Session {
     /// The engine was told to receive.
     pub(crate) receiving: bool,
     pub(crate) paused_by_user: bool,
-    /// Reading rests until the outbox is down to the low mark.
-    pub(crate) paused_by_mark: bool,
+    /// Above the high mark, and not yet down to the low mark again.
+    pub(crate) full: bool,
     pub(crate) peer_closed: bool,
     /// In the worker's list of sessions to settle.
     pub(crate) dirty: bool,
@@ -147,7 +147,7 @@ impl Session {
             sending: false,
             receiving: false,
             paused_by_user: false,
-            paused_by_mark: false,
+            full: false,
             peer_closed: false,
             dirty: false,
             timer: None,
@@ -210,7 +210,7 @@ impl Session {
     #[inline]
     fn check_high_mark(&mut self, options: &ConnectionOptions) {
         if self.queued() > options.high_mark {
-            self.paused_by_mark = true;
+            self.full = true;
         }
     }
 

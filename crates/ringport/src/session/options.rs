@@ -20,12 +20,13 @@ pub struct ConnectionOptions {
     pub send_limit: u64,
     /// What happens beyond: the connection is closed.
     pub over_limit: OverLimit,
-    /// Above this many waiting bytes reading rests, so that an echo to a peer that does not read stays small: 256 KiB.
+    /// Above this many waiting bytes the connection counts as full: 256 KiB.
     pub high_mark: u64,
-    /// Reads even above the high mark. Off by default, which is right for a server that answers: reading less makes it
-    /// send less. A client of such a server must go on, or both wait for each other to read.
-    pub read_when_full: bool,
-    /// At or below this many waiting bytes reading goes on and `Handler::writable` is called: 64 KiB.
+    /// Whether reading rests while it is full, so that an echo to a peer that does not read stays small. On for servers,
+    /// off for what [`Client::connect`](crate::Client::connect) opens: a client that sends much before it reads would
+    /// wait for a server that waits for it.
+    pub rest_when_full: bool,
+    /// At or below this many waiting bytes it is no longer full, and `Handler::writable` is called: 64 KiB.
     pub low_mark: u64,
     /// Closes a connection on which no byte moved for this long, also one that never sent any. Off if `None`: the
     /// default of the library is 5 minutes.
@@ -40,7 +41,7 @@ impl Default for ConnectionOptions {
             send_limit: 10 << 20,
             over_limit: OverLimit::Disconnect,
             high_mark: 256 << 10,
-            read_when_full: false,
+            rest_when_full: true,
             low_mark: 64 << 10,
             idle_timeout: Some(Duration::from_secs(300)),
             linger: Duration::from_secs(5),
@@ -57,7 +58,7 @@ impl ConnectionOptions {
         self
     }
 
-    /// Sets the marks between which reading rests, in bytes.
+    /// Sets the marks, in bytes: above `high` the connection is full, at `low` it is no longer.
     #[must_use]
     pub fn marks(mut self, low: u64, high: u64) -> Self {
         self.low_mark = low.min(high);
@@ -65,10 +66,10 @@ impl ConnectionOptions {
         self
     }
 
-    /// Sets whether reading goes on above the high mark.
+    /// Sets whether reading rests while the connection is full.
     #[must_use]
-    pub fn read_when_full(mut self, on: bool) -> Self {
-        self.read_when_full = on;
+    pub fn rest_when_full(mut self, rest: bool) -> Self {
+        self.rest_when_full = rest;
         self
     }
 

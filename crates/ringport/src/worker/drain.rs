@@ -20,11 +20,22 @@ const STEP: Duration = Duration::from_millis(20);
 /// Time after the deadline for FINs to be answered.
 const CUT_OFF: Duration = Duration::from_secs(1);
 
+/// Time after that for the engine to give up what was aborted. Longer means that it never will; the worker then ends
+/// without it, and dropping the engine sees to what is left.
+const LAST_CALL: Duration = Duration::from_secs(3);
+
 /// A shutdown under way.
 pub(super) struct Drain {
     /// The time that was asked for.
     within: Duration,
     deadline: Instant,
+}
+
+impl Drain {
+    /// Whether even aborted connections have had their time.
+    pub(super) fn is_hopeless(&self, now: Instant) -> bool {
+        now >= self.deadline + CUT_OFF + LAST_CALL
+    }
 }
 
 impl<E: Engine> Worker<E> {
@@ -63,7 +74,7 @@ impl<E: Engine> Worker<E> {
             }
             self.settle(conn);
         }
-        if self.context.live > 0 {
+        if self.context.live > 0 || !self.listeners.is_empty() {
             self.context.timers.insert(now + STEP, Timer::Drain);
         }
     }

@@ -165,7 +165,8 @@ impl<E: Engine> Worker<E> {
     /// Whether nothing is left to do, ever.
     pub(crate) fn is_finished(&self) -> bool {
         let ending = self.drain.is_some() || self.until_idle;
-        ending && self.context.live == 0 && self.listeners.is_empty()
+        let ended = self.context.live == 0 && self.listeners.is_empty();
+        ending && ended || self.drain.as_ref().is_some_and(|drain| drain.is_hopeless(self.context.now))
     }
 
     /// Everything of a turn that may call a handler. After a panic it is called again and goes on.

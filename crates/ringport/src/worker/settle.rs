@@ -28,8 +28,8 @@ impl<E: Engine> Worker<E> {
                 break;
             }
         }
-        if session.paused_by_mark && session.queued() <= context.options[session.service as usize].low_mark {
-            session.paused_by_mark = false;
+        if session.full && session.queued() <= context.options[session.service as usize].low_mark {
+            session.full = false;
             context.writable.push(conn);
         }
         if session.phase == Phase::Open && session.ending.is_none() {
@@ -37,7 +37,7 @@ impl<E: Engine> Worker<E> {
                 session.fin = Fin::Sent;
                 self.engine.shutdown_write(conn);
             }
-            let rests = session.paused_by_mark && !context.options[session.service as usize].read_when_full;
+            let rests = session.full && context.options[session.service as usize].rest_when_full;
             let receiving = !session.paused_by_user && !rests;
             if receiving != session.receiving {
                 session.receiving = receiving;
@@ -116,7 +116,11 @@ impl<E: Engine> Worker<E> {
     /// The engine's last word on a connection.
     pub(super) fn closed(&mut self, conn: ConnId, why: Option<io::Error>, unsent: u64, unacked: Option<u64>) {
         let Some(session) = self.context.find(conn) else { return };
-        debug_assert_eq!(session.accepted, session.handed + unsent + session.outbox.bytes(), "the ledger of {conn}");
+        // What the kernel still took after the engine was told to close has had no event of its own.
+        let handed = session.accepted.saturating_sub(unsent + session.outbox.bytes());
+        debug_assert!(handed >= session.handed, "the ledger of {conn}: {handed} < {}", session.handed);
+        let late = handed - session.handed;
+        session.handed = handed;
         let (service, state) = (session.service as usize, session.state);
         if !session.opened {
             let error = why.unwrap_or_else(|| io::ErrorKind::ConnectionAborted.into());
@@ -137,6 +141,7 @@ impl<E: Engine> Worker<E> {
             received: session.received,
         };
         session.phase = Phase::Ended;
+        self.context.totals.sent_bytes += late;
         self.current = Some(conn);
         let call = Call { context: &mut self.context, facts: &self.engine, conn, state };
         self.services[service].on(call, Happening::Close(&report));

@@ -1,4 +1,4 @@
-//! Half-close by the handler: sending ends, receiving goes on. And clients that read whatever waits to be sent.
+//! Half-close by the handler: sending ends, receiving goes on. And a client that reads whatever waits to be sent.
 
 use ringport::{Client, CloseReason, ConnectionOptions, ListenOptions, Refusal, SendOutcome, Server, SocketOptions};
 
@@ -7,7 +7,7 @@ use crate::stage::{Log, Player, Stage, What, listen_on, pattern, stages};
 stages!(
     a_finished_side_still_receives_everything,
     after_finish_nothing_is_sent,
-    a_client_that_reads_when_full_does_not_wait_for_an_echo,
+    a_client_that_does_not_rest_gets_a_whole_echo,
 );
 
 fn a_finished_side_still_receives_everything(stage: &Stage) {
@@ -71,7 +71,7 @@ fn after_finish_nothing_is_sent(stage: &Stage) {
     client.no_breaches();
 }
 
-fn a_client_that_reads_when_full_does_not_wait_for_an_echo(stage: &Stage) {
+fn a_client_that_does_not_rest_gets_a_whole_echo(stage: &Stage) {
     // More than the network's buffers of both sides and both high marks together.
     let bytes = if stage.is_simulated() { 100_000 } else { 8_000_000 };
     let (low, high) = if stage.is_simulated() { (1_000, 4_000) } else { (64 << 10, 256 << 10) };
@@ -85,7 +85,7 @@ fn a_client_that_reads_when_full_does_not_wait_for_an_echo(stage: &Stage) {
         What::PeerClosed => conn.close(),
         _ => {}
     });
-    let options = common.clone().read_when_full(true);
+    let options = common.clone().rest_when_full(false);
     stage.play(
         Server::new().listen_with(listen_on(stage), ListenOptions::default(), common, Player::echo(&server).make()),
         |to| Client::new().connect_with(to, 1, SocketOptions::default(), options, sender.make()),

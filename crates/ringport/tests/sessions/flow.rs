@@ -75,7 +75,7 @@ fn a_mebibyte_passes_through_small_buffers(stage: &Stage) {
         |to| Client::new().pool(pool).connect(to, 1, sender.make()),
         || server.all_closed(1) && client.all_closed(1),
     );
-    assert!(client.see().received == data);
+    assert!(client.see().received == data, "{:?} {:?}", server.see().closed, client.see().closed);
     server.no_breaches();
 }
 
@@ -128,7 +128,7 @@ fn reading_rests_between_the_marks(stage: &Stage) {
         _ => {}
     });
     let options = ConnectionOptions::default().marks(64 << 10, 128 << 10);
-    let client_options = ConnectionOptions::default().marks(u64::MAX, u64::MAX);
+    let client_options = ConnectionOptions::default().rest_when_full(false);
     stage.play(
         Server::new().listen_with(listen_on(stage), ListenOptions::default(), options, echo.make()),
         |to| Client::new().connect_with(to, 1, ringport::SocketOptions::default(), client_options, sender.make()),

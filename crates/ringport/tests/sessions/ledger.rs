@@ -2,8 +2,8 @@
 //!
 //! `RINGPORT_SEEDS` sets how many seeds are played (400 unless set), `RINGPORT_SEED` plays one alone.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use ringport::{Client, CloseReason, ConnectionOptions, Faults, Server, Simulation, SocketOptions};
@@ -83,7 +83,8 @@ fn play(seed: u64) -> Run {
     let options = ConnectionOptions::default()
         .marks(1 << (seed % 15), 1 << (seed % 15 + 2))
         .idle_timeout(Some(Duration::from_secs(2)))
-        .linger(Duration::from_millis(500));
+        .linger(Duration::from_millis(500))
+        .rest_when_full(!seed.is_multiple_of(3));
     let listen = ringport::ListenOptions::default();
     let handle = simulation
         .serve(Server::new().listen_with(SIMULATED, listen, options.clone(), echo.make()))
