@@ -1,2 +1,4 @@
-//! ringport.
+//! ringport: completion-based networking on io_uring, epoll and kqueue behind one contract.
 #![forbid(unsafe_code)]
+
+mod worker;
