@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use socket2::{Domain, Protocol, Type};
 pub use socket2::SockAddr;
+use socket2::{Domain, Protocol, Type};
 
 use crate::engine::{platform, sim};
 
@@ -185,6 +185,25 @@ pub fn unix(path: &Path) -> io::Result<SockAddr> {
 
 fn stream_socket(address: &SockAddr) -> io::Result<(socket2::Socket, bool)> {
     let tcp = address.is_ipv4() || address.is_ipv6();
-    let socket = socket2::Socket::new(Domain::from(i32::from(address.family())), Type::STREAM, tcp.then_some(Protocol::TCP))?;
+    let socket =
+        socket2::Socket::new(Domain::from(i32::from(address.family())), Type::STREAM, tcp.then_some(Protocol::TCP))?;
     Ok((socket, tcp))
+}
+
+/// Whether listening sockets that share a port share its connections evenly enough to have one for each worker. True on
+/// Linux, where the kernel hashes over them (socket(7)); elsewhere the last or first gets them all.
+pub const REUSE_PORT_SPREADS: bool = platform::REUSE_PORT_SPREADS;
+
+/// Whether somebody listens on a Unix socket file: `None` if there is no such socket, or it cannot be told.
+#[must_use]
+pub fn is_listening(address: &SockAddr) -> Option<bool> {
+    if !platform::is_socket_file(address.as_pathname()?) {
+        return None; // connect(2) answers "refused" for an ordinary file, too.
+    }
+    let socket = socket2::Socket::new(Domain::from(i32::from(address.family())), Type::STREAM, None).ok()?;
+    match socket.connect(address) {
+        Ok(()) => Some(true),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Some(false),
+        Err(_) => None,
+    }
 }

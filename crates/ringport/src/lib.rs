@@ -1,4 +1,53 @@
-//! ringport: completion-based networking on io_uring, epoll and kqueue behind one contract.
+//! ringport: completion-based networking, on io_uring, epoll and kqueue behind one contract.
+//!
+//! ```no_run
+//! use ringport::{Buf, Connection, Handler, Server};
+//!
+//! struct Echo;
+//!
+//! impl Handler for Echo {
+//!     type State = ();
+//!
+//!     fn data(&mut self, conn: &mut Connection<'_, ()>, data: Buf) {
+//!         conn.send(data);
+//!     }
+//! }
+//!
+//! fn main() -> ringport::Result<()> {
+//!     Server::new().listen("127.0.0.1:6628", || Echo).run()
+//! }
+//! ```
+//!
+//! A [`Server`] has one or more workers, each a thread with an engine, a buffer pool, its connections and its timers; a
+//! connection stays on its worker for life. A [`Handler`] is called with what happens; [`Connection`] is what it
+//! acts on. Other threads reach a connection through [`Remote`]. A [`Client`] opens connections with the same handlers,
+//! and a [`Simulation`] runs both in a simulated network, replayed from a seed.
 #![forbid(unsafe_code)]
 
+mod address;
+mod client;
+mod error;
+mod handler;
+mod plan;
+mod remote;
+mod server;
+mod session;
+mod simulation;
 mod worker;
+
+pub use address::{Address, IntoAddress};
+pub use bytes::Bytes;
+pub use client::Client;
+pub use error::{Error, Result, is_transient};
+pub use handler::{Connection, Handler, Message};
+pub use plan::{Running, ServerHandle, Spread};
+pub use remote::{Remote, RemoteError};
+pub use ringport_engine::engine::{Candidate, SelectionError};
+pub use ringport_engine::{
+    Buf, Chunk, ConnInfo, EngineConfig, EngineKind, EngineStats, Features, ListenOptions, Pool, PoolConfig, PoolStats,
+    Selection, SocketOptions,
+};
+pub use server::Server;
+pub use session::{CloseReason, CloseReport, ConnectionOptions, OverLimit, Refusal, SendOutcome};
+pub use simulation::{Faults, Simulation};
+pub use worker::{ConnectionId, Context, TimerId, WorkerStats};

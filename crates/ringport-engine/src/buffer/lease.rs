@@ -123,9 +123,7 @@ impl Buf {
             Memory::Slot { pool, slot } => {
                 let region = &pool.region;
                 // SAFETY: the lease is unique, the region outlives it and its memory was zeroed when it was made.
-                unsafe {
-                    std::slice::from_raw_parts_mut(region.slot_address(*slot), region.slot_bytes(*slot) as usize)
-                }
+                unsafe { std::slice::from_raw_parts_mut(region.slot_address(*slot), region.slot_bytes(*slot) as usize) }
             }
             Memory::Heap(heap) => heap,
         }
@@ -188,7 +186,9 @@ struct Remote {
 impl AsRef<[u8]> for Remote {
     fn as_ref(&self) -> &[u8] {
         // SAFETY: this is the only lease of the slot, nobody writes to it any more, and the region lives as long.
-        unsafe { std::slice::from_raw_parts(self.region.slot_address(self.slot).add(self.start), self.end - self.start) }
+        unsafe {
+            std::slice::from_raw_parts(self.region.slot_address(self.slot).add(self.start), self.end - self.start)
+        }
     }
 }
 

@@ -24,4 +24,5 @@ pub mod sim;
 #[cfg(target_os = "linux")]
 pub mod uring;
 
+pub use platform::{UseEngine, pin_to_core, with_engine};
 pub use select::{Candidate, EngineKind, Selection, SelectionError};

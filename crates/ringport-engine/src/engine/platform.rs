@@ -3,10 +3,87 @@
 use std::io;
 
 #[cfg(unix)]
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 
-use super::contract::EngineConfig;
-use super::select::{Candidate, EngineKind};
+use super::contract::{Engine, EngineConfig};
+use super::select::{Candidate, EngineKind, SelectionError};
+
+/// Code that is generic over the engine, so that one `match` a thread chooses the instance.
+pub trait UseEngine {
+    /// What it returns.
+    type Output;
+
+    /// Runs with engine `E`.
+    fn run<E: Engine>(self) -> Self::Output;
+}
+
+/// Runs `user` with the engine called `kind`.
+///
+/// # Errors
+///
+/// If this platform has no such engine.
+pub fn with_engine<U: UseEngine>(kind: EngineKind, user: U) -> Result<U::Output, SelectionError> {
+    match kind {
+        #[cfg(target_os = "linux")]
+        EngineKind::Uring => Ok(user.run::<super::uring::UringEngine>()),
+        #[cfg(any(target_os = "linux", target_os = "android"))]
+        EngineKind::Epoll => Ok(user.run::<super::readiness::ReadinessEngine>()),
+        #[cfg(all(unix, not(any(target_os = "linux", target_os = "android"))))]
+        EngineKind::Kqueue => Ok(user.run::<super::readiness::ReadinessEngine>()),
+        EngineKind::Sim => Ok(user.run::<super::sim::SimEngine>()),
+        kind => Err(SelectionError::Elsewhere { kind }),
+    }
+}
+
+/// Binds the calling thread to one of the cores that it may run on: the `index`-th, counted round.
+///
+/// # Errors
+///
+/// What sched_setaffinity(2) answers; `Unsupported` on other systems.
+#[cfg(target_os = "linux")]
+pub fn pin_to_core(index: usize) -> io::Result<()> {
+    let size = size_of::<libc::cpu_set_t>();
+    // SAFETY: an all-zero set is the empty set.
+    let mut allowed: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    // SAFETY: the set is writable and `size` bytes long; 0 means the calling thread.
+    if unsafe { libc::sched_getaffinity(0, size, &raw mut allowed) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the macro only reads bits inside the set.
+    let cores: Vec<usize> = (0..size * 8).filter(|&core| unsafe { libc::CPU_ISSET(core, &allowed) }).collect();
+    let Some(&core) = cores.get(index % cores.len().max(1)) else { return Err(io::ErrorKind::NotFound.into()) };
+    // SAFETY: as above.
+    let mut one: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    // SAFETY: `core` is one of the bits of a set of this size.
+    unsafe { libc::CPU_SET(core, &mut one) };
+    // SAFETY: the set is readable and `size` bytes long.
+    let answer = unsafe { libc::sched_setaffinity(0, size, &raw const one) };
+    if answer == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+/// Binding to a core is not offered here.
+///
+/// # Errors
+///
+/// Always `Unsupported`.
+#[cfg(not(target_os = "linux"))]
+pub fn pin_to_core(_: usize) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+/// Whether `path` is a Unix socket.
+#[cfg(unix)]
+pub(crate) fn is_socket_file(path: &std::path::Path) -> bool {
+    use std::os::unix::fs::FileTypeExt;
+    std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket())
+}
+/// It cannot be told here.
+#[cfg(windows)]
+pub(crate) fn is_socket_file(_: &std::path::Path) -> bool {
+    false
+}
+
+/// See [`crate::socket::REUSE_PORT_SPREADS`].
+pub(crate) const REUSE_PORT_SPREADS: bool = cfg!(target_os = "linux");
 
 /// Flags of every plain send.
 #[cfg(any(target_os = "linux", target_os = "android", target_os = "freebsd"))]
@@ -27,13 +104,41 @@ pub(crate) fn no_sigpipe(_: &socket2::Socket) -> io::Result<()> {
     Ok(())
 }
 
-/// Bytes in the kernel's send queue that the peer has not acknowledged.
+/// Accepts a connection, closed on exec and, where that costs nothing more, non-blocking.
+#[cfg(any(target_os = "linux", target_os = "android", target_os = "freebsd"))]
+pub(crate) fn accept(listener: &socket2::Socket) -> io::Result<socket2::Socket> {
+    listener.accept4(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK).map(|(socket, _)| socket)
+}
+/// Accepts a connection, closed on exec.
+#[cfg(all(unix, not(any(target_os = "linux", target_os = "android", target_os = "freebsd"))))]
+pub(crate) fn accept(listener: &socket2::Socket) -> io::Result<socket2::Socket> {
+    listener.accept().map(|(socket, _)| socket)
+}
+
+/// What readiness is asked for. Urgent data ends a receive early (see tcp(7)), so that a short one may leave bytes
+/// behind: with `PRIORITY` the event says so.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+pub(crate) const INTEREST: mio::Interest =
+    mio::Interest::READABLE.add(mio::Interest::WRITABLE).add(mio::Interest::PRIORITY);
+/// What readiness is asked for. kqueue does not tell of urgent data.
+#[cfg(all(unix, not(any(target_os = "linux", target_os = "android"))))]
+pub(crate) const INTEREST: mio::Interest = mio::Interest::READABLE.add(mio::Interest::WRITABLE);
+
+/// Bytes in the kernel's send queue that the peer has not acknowledged. `None` for a Unix socket that holds some: the
+/// system counts the memory there, not the bytes.
 #[cfg(any(target_os = "linux", target_os = "android"))]
 pub(crate) fn unacked(fd: BorrowedFd<'_>) -> Option<u64> {
     let mut bytes: libc::c_int = 0;
     // SAFETY: SIOCOUTQ (the same number as TIOCOUTQ, see tcp(7)) writes one int.
-    let answer = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
-    if answer == 0 { u64::try_from(bytes).ok() } else { None }
+    let answer = unsafe { libc::ioctl(std::os::fd::AsRawFd::as_raw_fd(&fd), libc::TIOCOUTQ, &raw mut bytes) };
+    match u64::try_from(bytes) {
+        Ok(0) if answer == 0 => Some(0),
+        Ok(bytes) if answer == 0 => {
+            let domain = socket2::SockRef::from(&fd).domain();
+            if domain.is_ok_and(|domain| domain != socket2::Domain::UNIX) { Some(bytes) } else { None }
+        }
+        _ => None,
+    }
 }
 /// Unknown here.
 #[cfg(all(unix, not(any(target_os = "linux", target_os = "android"))))]

@@ -132,7 +132,9 @@ impl Selection {
     #[must_use]
     pub fn passed_over(&self) -> Vec<String> {
         let before = self.candidates.iter().take_while(|candidate| candidate.kind != self.kind);
-        before.filter_map(|candidate| Some(format!("{}: {}", candidate.kind, candidate.verdict.as_ref().err()?))).collect()
+        before
+            .filter_map(|candidate| Some(format!("{}: {}", candidate.kind, candidate.verdict.as_ref().err()?)))
+            .collect()
     }
 }
 

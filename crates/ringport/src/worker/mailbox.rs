@@ -131,6 +131,11 @@ impl<T> Mailbox<T> {
         while self.messages.pop().is_some() {}
     }
 
+    /// Wakes the worker for something that is not in the mailbox.
+    pub(crate) fn wake(&self) {
+        self.ring();
+    }
+
     #[cold]
     fn ring(&self) {
         self.doorbells.fetch_add(1, Ordering::Relaxed);
@@ -161,7 +166,7 @@ mod tests {
     fn bound<T>(capacity: usize) -> (Arc<Mailbox<T>>, mpsc::Receiver<()>) {
         let mailbox = Arc::new(Mailbox::new(capacity));
         let (bell, heard) = mpsc::channel();
-        mailbox.bind(move || bell.send(()).expect("the test listens"));
+        mailbox.bind(move || bell.send(()).unwrap_or_default());
         (mailbox, heard)
     }
 

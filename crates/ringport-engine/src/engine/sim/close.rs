@@ -1,0 +1,51 @@
+//! Connections that end.
+
+use std::io;
+
+use super::network::Action;
+use super::{ConnState, SimEngine};
+use crate::buffer::{Chunk, SendQueue};
+use crate::engine::contract::{Close, Event};
+use crate::id::ConnId;
+
+impl SimEngine {
+    /// Closing does not take effect at once: what is under way must be cancelled first, and may complete meanwhile.
+    pub(super) fn begin_closing(&mut self, id: ConnId, how: Close) {
+        let engine = self.number;
+        let Some((mut state, conn)) = self.open_conn(id) else { return };
+        conn.state = ConnState::Closing;
+        if let Some(socket) = state.sockets.get_mut(conn.socket) {
+            socket.armed = false;
+        }
+        state.schedule(Action::Close { socket: conn.socket, how, engine, conn: id });
+    }
+
+    /// The kernel has let go of a connection that was closed.
+    pub(super) fn closed(&mut self, id: ConnId, unacked: u64) -> Option<Event> {
+        let conn = self.conns.remove(id)?;
+        Some(Event::Closed { conn: id, why: None, unsent: pieces(conn.record), unacked: Some(unacked) })
+    }
+
+    /// A connection that failed closes itself.
+    pub(super) fn fail_if_broken(&mut self, id: ConnId) -> Option<Event> {
+        let conn = self.conns.get(id).filter(|conn| conn.state != ConnState::Closing)?;
+        let mut state = self.network.lock();
+        let socket = state.sockets.get_mut(conn.socket)?;
+        socket.noted = false;
+        let why = socket.error.map(io::Error::from)?;
+        if socket.armed && !socket.incoming.is_empty() {
+            // What arrived before the failure is delivered first.
+            state.note_receive(conn.socket);
+            return None;
+        }
+        let unacked = Some(socket.outgoing.len() as u64);
+        state.release(conn.socket, Close::Plain);
+        drop(state);
+        let conn = self.conns.remove(id)?;
+        Some(Event::Closed { conn: id, why: Some(why), unsent: pieces(conn.record), unacked })
+    }
+}
+
+fn pieces(mut record: SendQueue) -> Vec<Chunk> {
+    std::iter::from_fn(|| record.pop()).collect()
+}

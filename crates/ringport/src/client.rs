@@ -1,0 +1,124 @@
+//! [`Client`]: connections to somewhere, run by the same handlers and workers as a server's.
+
+use std::time::Duration;
+
+use ringport_engine::{EngineConfig, EngineKind, PoolConfig, SocketOptions};
+
+use crate::address::IntoAddress;
+use crate::error::{Error, Result};
+use crate::handler::Handler;
+use crate::plan::{Plan, Role, Running, ServiceSpec};
+use crate::session::ConnectionOptions;
+use crate::worker::factory;
+
+/// Opens connections and runs until the last of them has ended.
+#[must_use = "a client does nothing until it is started"]
+pub struct Client {
+    plan: Plan,
+    error: Option<Error>,
+}
+
+impl Default for Client {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Client {
+    /// A client without connections: one worker, the best engine.
+    pub fn new() -> Self {
+        Self { plan: Plan::new(true), error: None }
+    }
+
+    /// Opens `connections` connections to `address`, spread evenly over the workers. May be called several times.
+    pub fn connect<H: Handler>(
+        self,
+        address: impl IntoAddress,
+        connections: usize,
+        make: impl Fn() -> H + Send + Sync + 'static,
+    ) -> Self {
+        let options = ConnectionOptions::default().rest_when_full(false);
+        self.connect_with(address, connections, SocketOptions::default(), options, make)
+    }
+
+    /// Opens connections with options.
+    pub fn connect_with<H: Handler>(
+        mut self,
+        address: impl IntoAddress,
+        connections: usize,
+        socket: SocketOptions,
+        options: ConnectionOptions,
+        make: impl Fn() -> H + Send + Sync + 'static,
+    ) -> Self {
+        match address.into_address() {
+            Ok(to) => self.plan.services.push(ServiceSpec {
+                factory: factory(make),
+                options,
+                role: Role::Connect { to, connections, options: socket },
+            }),
+            Err(error) => {
+                self.error.get_or_insert(error);
+            }
+        }
+        self
+    }
+
+    /// Sets the number of workers. One by default.
+    pub fn workers(mut self, workers: usize) -> Self {
+        self.plan.workers = workers;
+        self
+    }
+
+    /// Binds each worker to a core. Off by default; Linux only.
+    pub fn pin(mut self, pin: bool) -> Self {
+        self.plan.pin = pin;
+        self
+    }
+
+    /// Uses this engine. By default the best one that works here is chosen.
+    pub fn engine(mut self, engine: Option<EngineKind>) -> Self {
+        self.plan.engine = engine;
+        self
+    }
+
+    /// Sets how the engine is opened.
+    pub fn engine_config(mut self, config: EngineConfig) -> Self {
+        self.plan.config = config;
+        self
+    }
+
+    /// Sets the buffers of each worker.
+    pub fn pool(mut self, pool: PoolConfig) -> Self {
+        self.plan.pool = pool;
+        self
+    }
+
+    /// Calls [`Handler::tick`] on every worker at this interval. Off by default.
+    pub fn tick(mut self, interval: Duration) -> Self {
+        self.plan.tick = Some(interval);
+        self
+    }
+
+    /// Starts the workers on threads of their own; they begin to connect.
+    ///
+    /// # Errors
+    ///
+    /// If an address does not parse, an option makes no sense, or no engine works. A connect that fails is no error
+    /// here: [`Handler::connect_failed`] hears of it.
+    pub fn start(self) -> Result<Running> {
+        self.into_plan()?.prepare()?.start()
+    }
+
+    /// Runs until the last connection has ended.
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::start`], and if an engine fails.
+    pub fn run(self) -> Result<()> {
+        self.start()?.join()
+    }
+
+    pub(crate) fn into_plan(self) -> Result<Plan> {
+        self.error.map_or(Ok(self.plan), Err)
+    }
+}

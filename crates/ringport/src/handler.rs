@@ -1,0 +1,176 @@
+//! The event-driven API: a [`Handler`] is called with what happens on its connections.
+
+use std::any::Any;
+use std::io;
+use std::time::{Duration, Instant};
+
+use ringport_engine::{Buf, Chunk, ConnInfo};
+
+use crate::session::{CloseReason, CloseReport, Ending, Phase, SendOutcome, Session};
+use crate::worker::{ConnectionId, Context, Facts, TimerId};
+
+/// What another thread may send to a connection: see [`Remote::message`](crate::Remote::message).
+pub type Message = Box<dyn Any + Send>;
+
+/// The behaviour of the connections of one listener or client.
+///
+/// Every worker has a handler of its own, so that it needs no lock. Callbacks of one connection come in order:
+/// [`open`](Self::open) first, [`close`](Self::close) last, each exactly once. No callback may block; none is called
+/// from inside another. What a callback asks of its connection happens right after it returns, so that all it sends
+/// leaves together.
+///
+/// A callback that panics ends its own connection with [`CloseReason::Panic`]; the worker and all others go on.
+#[expect(unused_variables, reason = "the names of the parameters are documentation")]
+pub trait Handler: 'static {
+    /// What the handler keeps for each connection.
+    type State: Default + 'static;
+
+    /// The connection is established.
+    fn open(&mut self, conn: &mut Connection<'_, Self::State>) {}
+
+    /// Bytes arrived, in the order in which they were sent, cut anywhere.
+    fn data(&mut self, conn: &mut Connection<'_, Self::State>, data: Buf);
+
+    /// The peer sends no more. By default the connection is closed in order.
+    fn peer_closed(&mut self, conn: &mut Connection<'_, Self::State>) {
+        conn.close();
+    }
+
+    /// What waits to be sent is down to the low mark again, after it was above the high mark.
+    fn writable(&mut self, conn: &mut Connection<'_, Self::State>) {}
+
+    /// A timer of this connection is due.
+    fn timer(&mut self, conn: &mut Connection<'_, Self::State>, timer: TimerId, token: u64) {}
+
+    /// Another thread sent a message.
+    fn message(&mut self, conn: &mut Connection<'_, Self::State>, message: Message) {}
+
+    /// The connection is gone. Whatever is asked of it now is ignored.
+    fn close(&mut self, conn: &mut Connection<'_, Self::State>, report: &CloseReport) {}
+
+    /// A connect failed; no connection was opened and no other callback comes.
+    fn connect_failed(&mut self, worker: &mut Context, error: &io::Error) {}
+
+    /// Called once a tick interval, for background work of a worker.
+    fn tick(&mut self, worker: &mut Context) {}
+}
+
+/// A connection, for the time of one callback.
+pub struct Connection<'a, S> {
+    pub(crate) context: &'a mut Context,
+    pub(crate) facts: &'a dyn Facts,
+    pub(crate) slot: usize,
+    /// What the handler keeps for this connection.
+    pub state: &'a mut S,
+}
+
+impl<S> Connection<'_, S> {
+    /// The handle of this connection: small, `Copy`, never reused in this process.
+    #[must_use]
+    pub fn id(&self) -> ConnectionId {
+        self.context.id_of(self.session().conn)
+    }
+
+    /// Queues `data` without copying it. It leaves right after this callback, together with all else it sends.
+    ///
+    /// Over the limit, or on a connection that is closing, the data comes back in the outcome.
+    #[inline]
+    pub fn send(&mut self, data: impl Into<Chunk>) -> SendOutcome {
+        let (session, options, _) = self.context.parts(self.slot);
+        session.send(data.into(), options)
+    }
+
+    /// Queues a copy of `data`. Small writes in a row are gathered into one piece.
+    #[inline]
+    pub fn write(&mut self, data: &[u8]) -> SendOutcome {
+        let (session, options, pool) = self.context.parts(self.slot);
+        session.write(data, pool, options)
+    }
+
+    /// Closes in order: what is queued is sent, then a FIN, then the peer's FIN is awaited for at most
+    /// [`ConnectionOptions::linger`](crate::ConnectionOptions::linger). What arrives meanwhile is discarded.
+    pub fn close(&mut self) {
+        let session = self.session_mut();
+        let reason = if session.peer_closed { CloseReason::PeerClosed } else { CloseReason::Local };
+        session.end(Ending::Graceful, reason);
+    }
+
+    /// Closes in order because the peer broke the protocol.
+    pub fn close_for_protocol_error(&mut self) {
+        self.session_mut().end(Ending::Graceful, CloseReason::Protocol);
+    }
+
+    /// Closes at once with a reset. What is queued is lost, and the report says how much that was.
+    pub fn abort(&mut self) {
+        self.session_mut().end(Ending::Abort, CloseReason::Local);
+    }
+
+    /// Stops reading: soon the peer's window closes. What was already received still arrives.
+    pub fn pause(&mut self) {
+        self.session_mut().paused_by_user = true;
+    }
+
+    /// Goes on reading after [`pause`](Self::pause).
+    pub fn resume(&mut self) {
+        self.session_mut().paused_by_user = false;
+    }
+
+    /// Bytes that wait to be taken by the kernel.
+    #[must_use]
+    pub fn queued(&self) -> u64 {
+        self.session().queued()
+    }
+
+    /// Whether the connection is open and has not been asked to close.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        let session = self.session();
+        session.phase == Phase::Open && session.ending.is_none()
+    }
+
+    /// Calls [`Handler::timer`] with `token` once, after `delay`. It ends with the connection.
+    pub fn set_timer(&mut self, delay: Duration, token: u64) -> TimerId {
+        let conn = self.session().conn;
+        self.context.set_timer(conn, delay, None, token)
+    }
+
+    /// Calls [`Handler::timer`] with `token` every `period`, without drift, until it is cancelled or the connection
+    /// ends.
+    pub fn set_interval(&mut self, period: Duration, token: u64) -> TimerId {
+        let conn = self.session().conn;
+        self.context.set_timer(conn, period, Some(period), token)
+    }
+
+    /// Cancels a timer. A timer that is gone is none: then nothing happens, and `false` says so.
+    pub fn cancel_timer(&mut self, timer: TimerId) -> bool {
+        self.context.cancel_timer(timer)
+    }
+
+    /// Addresses and the state of the kernel's send queue, by a system call.
+    ///
+    /// # Errors
+    ///
+    /// What the system answers; `NotFound` when the connection is gone.
+    pub fn info(&self) -> io::Result<ConnInfo> {
+        self.facts.info(self.session().conn)
+    }
+
+    /// The time of this turn of the worker. Virtual in a simulation.
+    #[must_use]
+    pub fn now(&self) -> Instant {
+        self.context.now()
+    }
+
+    /// The worker, to reach its other connections.
+    pub fn worker(&mut self) -> &mut Context {
+        self.context
+    }
+
+    fn session(&self) -> &Session {
+        self.context.session(self.slot)
+    }
+
+    fn session_mut(&mut self) -> &mut Session {
+        self.context.parts(self.slot).0
+    }
+}

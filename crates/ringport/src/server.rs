@@ -1,0 +1,171 @@
+//! [`Server`]: listeners with their handlers, and the workers that run them.
+
+use std::time::Duration;
+
+use ringport_engine::{EngineConfig, EngineKind, ListenOptions, PoolConfig};
+
+use crate::address::IntoAddress;
+use crate::error::{Error, Result};
+use crate::handler::Handler;
+use crate::plan::{Plan, Role, Running, ServiceSpec, Spread};
+use crate::session::ConnectionOptions;
+use crate::worker::factory;
+
+/// Builds and runs a server.
+///
+/// ```
+/// use std::io::{Read, Write};
+/// use std::time::Duration;
+/// use ringport::{Address, Buf, Connection, Handler, Server};
+///
+/// struct Echo;
+/// impl Handler for Echo {
+///     type State = ();
+///     fn data(&mut self, conn: &mut Connection<'_, ()>, data: Buf) {
+///         conn.send(data);
+///     }
+/// }
+///
+/// let server = Server::new().workers(2).listen("127.0.0.1:0", || Echo).start()?;
+/// let Address::Ip(address) = server.addresses()[0] else { unreachable!("it listens on TCP") };
+/// let mut peer = std::net::TcpStream::connect(address).unwrap();
+/// peer.write_all(b"hello").unwrap();
+/// let mut answer = [0; 5];
+/// peer.read_exact(&mut answer).unwrap();
+/// assert_eq!(&answer, b"hello");
+/// drop(peer);
+/// server.handle().shutdown(Duration::from_secs(1));
+/// server.join()?;
+/// # Ok::<(), ringport::Error>(())
+/// ```
+#[must_use = "a server does nothing until it is run"]
+pub struct Server {
+    plan: Plan,
+    /// The first thing that was wrong with an option; reported when the server starts.
+    error: Option<Error>,
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Server {
+    /// A server without listeners: one worker, the best engine, every limit on.
+    pub fn new() -> Self {
+        Self { plan: Plan::new(false), error: None }
+    }
+
+    /// Listens on `address`; each worker gets a handler from `make`. May be called several times.
+    pub fn listen<H: Handler>(self, address: impl IntoAddress, make: impl Fn() -> H + Send + Sync + 'static) -> Self {
+        self.listen_with(address, ListenOptions::default(), ConnectionOptions::default(), make)
+    }
+
+    /// Listens on `address` with options of the socket and of its connections.
+    pub fn listen_with<H: Handler>(
+        mut self,
+        address: impl IntoAddress,
+        socket: ListenOptions,
+        options: ConnectionOptions,
+        make: impl Fn() -> H + Send + Sync + 'static,
+    ) -> Self {
+        match address.into_address() {
+            Ok(address) => self.plan.services.push(ServiceSpec {
+                factory: factory(make),
+                options,
+                role: Role::Listen(address, socket),
+            }),
+            Err(error) => {
+                self.error.get_or_insert(error);
+            }
+        }
+        self
+    }
+
+    /// Sets the number of workers, each a thread with connections of its own. One by default.
+    pub fn workers(mut self, workers: usize) -> Self {
+        self.plan.workers = workers;
+        self
+    }
+
+    /// Binds each worker to a core. Off by default; Linux only.
+    pub fn pin(mut self, pin: bool) -> Self {
+        self.plan.pin = pin;
+        self
+    }
+
+    /// Uses this engine. By default the best one that works here is chosen.
+    pub fn engine(mut self, engine: Option<EngineKind>) -> Self {
+        self.plan.engine = engine;
+        self
+    }
+
+    /// Sets how the engine is opened.
+    pub fn engine_config(mut self, config: EngineConfig) -> Self {
+        self.plan.config = config;
+        self
+    }
+
+    /// Sets the buffers of each worker.
+    pub fn pool(mut self, pool: PoolConfig) -> Self {
+        self.plan.pool = pool;
+        self
+    }
+
+    /// Sets how connections are spread over workers.
+    pub fn spread(mut self, spread: Spread) -> Self {
+        self.plan.spread = spread;
+        self
+    }
+
+    /// Sets the most connections at once; one more is accepted and closed, and counted as refused. 1,000,000 by default.
+    pub fn max_connections(mut self, connections: usize) -> Self {
+        self.plan.max_connections = connections;
+        self
+    }
+
+    /// Calls [`Handler::tick`] on every worker at this interval. Off by default.
+    pub fn tick(mut self, interval: Duration) -> Self {
+        self.plan.tick = Some(interval);
+        self
+    }
+
+    /// Starts the workers on threads of their own and returns once all listen.
+    ///
+    /// # Errors
+    ///
+    /// If an address does not parse or cannot be listened on, an option makes no sense, or no engine works.
+    pub fn start(self) -> Result<Running> {
+        self.into_plan()?.prepare()?.start()
+    }
+
+    /// Runs until the server is shut down by [`ServerHandle::shutdown`](crate::ServerHandle::shutdown), which a handler can reach through
+    /// [`Context`](crate::Context), or by an error. A single worker runs on the calling thread.
+    ///
+    /// # Errors
+    ///
+    /// As [`Server::start`], and if an engine fails.
+    pub fn run(self) -> Result<()> {
+        let mut prepared = self.into_plan()?.prepare()?;
+        match (prepared.setups.pop(), prepared.setups.is_empty()) {
+            (Some(only), true) => only.run(None).map_err(|source| Error::System { what: "the engine failed", source }),
+            (last, _) => {
+                prepared.setups.extend(last);
+                prepared.start()?.join()
+            }
+        }
+    }
+
+    pub(crate) fn into_plan(self) -> Result<Plan> {
+        match self.error {
+            Some(error) => Err(error),
+            None if self.plan.services.is_empty() => Err(Error::Option {
+                option: "listeners",
+                value: "none".into(),
+                why: "a server without a listener has nothing to do",
+            }),
+            None => Ok(self.plan),
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! New connections: accepted here or elsewhere, or made by connecting.
+
+use std::sync::Arc;
+
+use ringport_engine::{ConnId, Engine, ListenerId, SockAddr, Socket, SocketOptions, Want};
+
+use super::counters::Counters;
+use super::{Listening, Ordering, Worker};
+use crate::remote::{Letter, Remote};
+use crate::session::{Phase, Session};
+
+/// How a worker shares what it accepts.
+pub(crate) struct Share {
+    /// Most connections of the whole server.
+    pub(crate) max_connections: usize,
+    /// If accepted connections go to the least loaded worker: everybody's counters.
+    pub(crate) hand_over: Option<Arc<[Arc<Counters>]>>,
+    /// Connections handed to each worker that its counter does not show yet.
+    pub(crate) handed: Vec<u64>,
+}
+
+impl<E: Engine> Worker<E> {
+    /// Listens for connections of `service`.
+    pub(crate) fn listen(&mut self, socket: Socket, service: u32) -> std::io::Result<()> {
+        let id = self.engine.listen(socket)?;
+        self.engine.accept(id, Want::On);
+        self.listeners.push(Listening { id, service });
+        Ok(())
+    }
+
+    /// Begins to connect for `service`.
+    pub(crate) fn connect(&mut self, to: &SockAddr, options: &SocketOptions, service: u32) {
+        match self.engine.connect(to, options) {
+            Ok(conn) => {
+                self.context.global_live.fetch_add(1, Ordering::Relaxed);
+                self.insert(conn, service, Phase::Connecting);
+            }
+            Err(error) => self.services[service as usize].connect_failed(&mut self.context, &error),
+        }
+    }
+
+    pub(super) fn accepted(&mut self, listener: ListenerId, socket: Socket) {
+        let Some(service) = self.listeners.iter().find(|listening| listening.id == listener).map(|l| l.service) else {
+            return;
+        };
+        if self.drain.is_some() {
+            return;
+        }
+        let before = self.context.global_live.fetch_add(1, Ordering::Relaxed);
+        if before >= self.share.max_connections {
+            self.context.global_live.fetch_sub(1, Ordering::Relaxed);
+            self.context.totals.refused += 1;
+            return;
+        }
+        let target = self.least_loaded();
+        if target == self.context.number() {
+            self.adopt(socket, service);
+        } else if let Err(Letter::Adopt(socket, service)) =
+            self.context.remote.mailboxes[target].push(Letter::Adopt(socket, service))
+        {
+            self.adopt(socket, service);
+        }
+    }
+
+    /// Makes an accepted connection one of this worker's.
+    pub(super) fn adopt(&mut self, socket: Socket, service: u32) {
+        if self.drain.is_some() {
+            self.context.global_live.fetch_sub(1, Ordering::Relaxed);
+            return;
+        }
+        match self.engine.adopt(socket) {
+            Ok(conn) => {
+                self.context.totals.accepted += 1;
+                self.insert(conn, service, Phase::Open);
+                self.opened(conn);
+            }
+            Err(error) => {
+                self.context.global_live.fetch_sub(1, Ordering::Relaxed);
+                self.context.totals.refused += 1;
+                tracing::warn!(%error, "a connection could not be registered and is closed");
+            }
+        }
+    }
+
+    fn insert(&mut self, conn: ConnId, service: u32, phase: Phase) {
+        let state = self.services[service as usize].new_state();
+        self.context.insert(Session::new(conn, service, state, phase, self.context.clock));
+    }
+
+    /// The worker with the fewest connections, counting those that are on their way to it.
+    fn least_loaded(&mut self) -> usize {
+        let Some(counters) = &self.share.hand_over else { return self.context.number() };
+        let own = self.context.number();
+        let load = |index: usize| {
+            // What the others publish lags by a turn; what was handed over in all, less what they closed, does not.
+            let stats = counters[index].read();
+            if index == own { self.context.live as u64 } else { self.share.handed[index].saturating_sub(stats.closed) }
+        };
+        let target = (0..counters.len()).min_by_key(|&index| load(index)).unwrap_or(own);
+        self.share.handed[target] += 1;
+        target
+    }
+}
+
+impl Share {
+    /// Every worker keeps what it accepts.
+    pub(crate) fn none(max_connections: usize) -> Self {
+        Self { max_connections, hand_over: None, handed: Vec::new() }
+    }
+
+    /// The accepting worker hands connections to the least loaded one.
+    pub(crate) fn least_loaded(max_connections: usize, counters: Arc<[Arc<Counters>]>, remote: &Remote) -> Self {
+        Self { max_connections, hand_over: Some(counters), handed: vec![0; remote.mailboxes.len()] }
+    }
+}

@@ -1,0 +1,74 @@
+//! Counters of a worker: one thread writes, once a turn; anybody reads.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
+        /// Counters of one worker or, added up, of a server.
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        #[non_exhaustive]
+        pub struct WorkerStats {
+            $($(#[$doc])* pub $name: u64,)*
+        }
+
+        /// The worker's own copy, without any synchronization.
+        pub(crate) type Totals = WorkerStats;
+
+        /// The copy that others read.
+        #[derive(Default)]
+        pub(crate) struct Counters {
+            $($name: AtomicU64,)*
+        }
+
+        impl Counters {
+            pub(crate) fn publish(&self, totals: &Totals) {
+                $(self.$name.store(totals.$name, Ordering::Relaxed);)*
+            }
+
+            pub(crate) fn read(&self) -> WorkerStats {
+                WorkerStats { $($name: self.$name.load(Ordering::Relaxed),)* }
+            }
+        }
+
+        impl std::ops::AddAssign for WorkerStats {
+            fn add_assign(&mut self, other: Self) {
+                $(self.$name += other.$name;)*
+            }
+        }
+    };
+}
+
+counters! {
+    /// Connections now.
+    connections,
+    /// Connections accepted.
+    accepted,
+    /// Connections refused because of a limit.
+    refused,
+    /// Accepts that failed, for want of descriptors or memory.
+    accepts_failed,
+    /// Connections opened by connecting.
+    connected,
+    /// Connections closed.
+    closed,
+    /// Receive events.
+    receives,
+    /// Bytes received.
+    received_bytes,
+    /// Bytes that the kernel took.
+    sent_bytes,
+    /// Sends that were taken whole before the call returned.
+    sends_at_once,
+    /// Callbacks that panicked.
+    panics,
+    /// Turns of the loop.
+    turns,
+    /// Events of the engine.
+    events,
+    /// System calls for data.
+    calls,
+    /// Times that a receive found no buffer.
+    starved,
+    /// Received messages delivered as copies, because buffers ran low.
+    copies,
+}

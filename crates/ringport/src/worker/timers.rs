@@ -1,0 +1,130 @@
+//! Timers of a worker: those of the sessions, those of the user, and the worker's own.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use ringport_engine::ConnId;
+
+use super::wheel::{TimerKey, Wheel};
+
+/// Handle of a timer. A stale one does nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct TimerId {
+    index: u32,
+    serial: u32,
+}
+
+/// What a timer in the wheel is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Timer {
+    /// The idle timeout of a session may be over.
+    Idle(ConnId),
+    /// A graceful close waited long enough.
+    Linger(ConnId),
+    /// A timer of the user.
+    User(TimerId),
+    /// The handlers' background tick.
+    Tick,
+    /// Look which connections are quiet enough to be closed.
+    Drain,
+}
+
+/// What a user's timer does when it is due.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Due {
+    pub(crate) conn: ConnId,
+    pub(crate) token: u64,
+    pub(crate) period: Option<Duration>,
+}
+
+struct UserTimer {
+    serial: u32,
+    state: Option<(TimerKey, Instant, Due)>,
+}
+
+/// The wheel, and the users' timers by number.
+pub(super) struct Timers {
+    wheel: Wheel<Timer>,
+    user: Vec<UserTimer>,
+    free: Vec<u32>,
+    fresh: Vec<Timer>,
+    expired: VecDeque<Timer>,
+}
+
+impl Timers {
+    pub(super) fn new(now: Instant) -> Self {
+        Self { wheel: Wheel::new(now), user: Vec::new(), free: Vec::new(), fresh: Vec::new(), expired: VecDeque::new() }
+    }
+
+    pub(super) fn insert(&mut self, at: Instant, timer: Timer) -> TimerKey {
+        self.wheel.insert(at, timer)
+    }
+
+    pub(super) fn cancel(&mut self, key: TimerKey) {
+        self.wheel.cancel(key);
+    }
+
+    /// Whether the user's timer is still set.
+    pub(super) fn is_set(&self, id: TimerId) -> bool {
+        self.user.get(id.index as usize).is_some_and(|entry| entry.serial == id.serial && entry.state.is_some())
+    }
+
+    pub(super) fn insert_user(&mut self, at: Instant, due: Due) -> TimerId {
+        let index = self.free.pop().unwrap_or_else(|| {
+            self.user.push(UserTimer { serial: 0, state: None });
+            self.user.len() as u32 - 1
+        });
+        let id = TimerId { index, serial: self.user[index as usize].serial };
+        let key = self.wheel.insert(at, Timer::User(id));
+        self.user[index as usize].state = Some((key, at, due));
+        id
+    }
+
+    pub(super) fn cancel_user(&mut self, id: TimerId) -> bool {
+        let Some((key, ..)) = self.release(id) else { return false };
+        self.wheel.cancel(key);
+        true
+    }
+
+    /// What the user's timer `id` is for, now that it is due at `now`. A periodic one is set again, by its plan and not
+    /// by when it ran; periods that were missed are skipped.
+    pub(super) fn due(&mut self, id: TimerId, now: Instant) -> Option<Due> {
+        let entry = self.user.get_mut(id.index as usize).filter(|entry| entry.serial == id.serial)?;
+        let (_, planned, due) = entry.state?;
+        match due.period {
+            None => {
+                self.release(id);
+            }
+            Some(period) => {
+                let period = period.max(Duration::from_millis(1));
+                let missed = now.saturating_duration_since(planned).as_nanos() / period.as_nanos();
+                let next = planned + period * (u32::try_from(missed).unwrap_or(u32::MAX - 1) + 1);
+                entry.state = Some((self.wheel.insert(next, Timer::User(id)), next, due));
+            }
+        }
+        Some(due)
+    }
+
+    fn release(&mut self, id: TimerId) -> Option<(TimerKey, Instant, Due)> {
+        let entry = self.user.get_mut(id.index as usize).filter(|entry| entry.serial == id.serial)?;
+        let state = entry.state.take()?;
+        entry.serial = entry.serial.wrapping_add(1);
+        self.free.push(id.index);
+        Some(state)
+    }
+
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
+        self.wheel.next_deadline()
+    }
+
+    /// Collects the timers due at `now`; [`Timers::next_expired`] hands them out.
+    pub(super) fn expire(&mut self, now: Instant) {
+        self.wheel.expire(now, &mut self.fresh);
+        self.expired.extend(self.fresh.drain(..));
+    }
+
+    /// The next timer that is due, in order. One at a time, so that a callback that panics costs no other timer.
+    pub(super) fn next_expired(&mut self) -> Option<Timer> {
+        self.expired.pop_front()
+    }
+}
