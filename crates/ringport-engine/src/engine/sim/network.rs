@@ -68,6 +68,12 @@ impl Network {
         self.lock().faults = faults;
     }
 
+    /// Largest kernel buffer of one direction of a connection, in bytes.
+    #[must_use]
+    pub fn buffer_max(&self) -> usize {
+        self.lock().faults.buffer_max
+    }
+
     /// Sockets that exist, in whatever state, listening ones included.
     #[must_use]
     pub fn sockets(&self) -> usize {
