@@ -116,6 +116,15 @@ impl<T> Table<T> {
         if entry.generation == id.generation { entry.value.as_mut() } else { None }
     }
 
+    /// The entry of a slot in use with its id, for an engine that packs less than a whole id into what the kernel hands
+    /// back.
+    #[inline]
+    pub(crate) fn slot_mut<I: From<Id>>(&mut self, slot: u32) -> Option<(I, &mut T)> {
+        let entry = self.entries.get_mut(slot as usize)?;
+        let id = I::from(Id { slot, generation: entry.generation });
+        Some((id, entry.value.as_mut()?))
+    }
+
     /// Empties the slot; its next id has a new generation.
     pub(crate) fn remove(&mut self, id: impl Into<Id>) -> Option<T> {
         let id = id.into();

@@ -1,0 +1,336 @@
+//! Receiving, in the two ways that [`super`] shows, and the change between them.
+//!
+//! A change of mode cancels the operation of the old one and waits for its terminal completion. Everything that the old
+//! operation received comes with or before that, so that no byte is overtaken. The new operation then finds what has
+//! arrived in between: a multishot receive tries at once, and an edge-triggered poll reports a readable socket when it
+//! is armed.
+//!
+//! After a short receive in direct mode nothing is left, and whatever comes next is a new edge. There is one exception:
+//! the FIN may have come with the same edge as the last bytes. The poll says so (`EPOLLRDHUP`), and then receiving goes on
+//! to the end of stream.
+
+use std::os::fd::AsFd;
+
+use io_uring::opcode;
+
+use super::ring::{BUFFER_GROUP, Completion};
+use super::{Conn, Mode, Op, State, UringEngine};
+use crate::buffer::{Buf, SlotClass};
+use crate::engine::contract::Event;
+use crate::engine::direct::{self, Received};
+use crate::id::ConnId;
+
+/// Receives in a row that nearly fill a small slot before a connection goes over to direct mode. One alone may be a
+/// single large request; a second means that the rest of a message did not fit.
+const LARGE_IN_A_ROW: u8 = 2;
+/// Small receives in a row before it goes back. A change costs about as much as ten messages, so this keeps its share
+/// under a fifth even for a connection that changes all the time.
+const SMALL_IN_A_ROW: u8 = 64;
+
+const HANGUP: i32 = libc::EPOLLRDHUP | libc::EPOLLHUP | libc::EPOLLERR;
+
+impl Conn {
+    /// Whether a plain receive may be made: it is wanted, may find something, and overtakes no armed operation.
+    #[inline]
+    fn may_receive(&self) -> bool {
+        let turn = match self.state {
+            State::Open => self.mode != Mode::Multishot && !self.is_armed(Op::Receive),
+            State::Failing => self.armed == 0,
+            _ => false,
+        };
+        turn && self.wanted && self.readable && !self.eof
+    }
+
+    /// Counts a receive that speaks for the other mode, or one that does not.
+    #[inline]
+    fn count(&mut self, speaks: bool, needed: u8) -> bool {
+        self.streak = if speaks { self.streak + 1 } else { 0 };
+        let change = self.streak >= needed;
+        if change {
+            self.streak = 0;
+        }
+        change
+    }
+}
+
+impl UringEngine {
+    /// Arms the operation of the mode, cancels that of the other or of a paused connection. For open connections.
+    pub(super) fn settle_receive(&mut self, id: ConnId) {
+        let Some(conn) = self.conns.get_mut(id) else { return };
+        if conn.eof {
+            return;
+        }
+        if !conn.wanted {
+            return self.cancel(id, Op::Receive.bit());
+        }
+        match conn.mode {
+            Mode::Multishot if conn.is_armed(Op::Poll) => self.cancel(id, Op::Poll.bit()),
+            Mode::Multishot => {
+                if !conn.is_armed(Op::Receive) && !conn.starved {
+                    self.arm_receive(id);
+                }
+            }
+            Mode::Direct | Mode::OneShot if conn.is_armed(Op::Receive) => self.cancel(id, Op::Receive.bit()),
+            Mode::Direct | Mode::OneShot => {
+                let readable = conn.readable;
+                if !conn.is_armed(Op::Poll) && (conn.mode == Mode::Direct || !readable) {
+                    self.arm_poll(id);
+                }
+                if readable && self.current != Some(id) {
+                    self.enqueue(id);
+                }
+            }
+        }
+    }
+
+    fn arm_receive(&mut self, id: ConnId) {
+        let Some(conn) = self.conns.get_mut(id) else { return };
+        conn.arm(Op::Receive);
+        let entry = opcode::RecvMulti::new(conn.target(), BUFFER_GROUP).build().user_data(Op::Receive.tag(id));
+        // SAFETY: the kernel receives into lent slots, which the engine keeps until every receive has ended.
+        unsafe { self.ring.push(&entry) };
+    }
+
+    fn arm_poll(&mut self, id: ConnId) {
+        let Some(conn) = self.conns.get_mut(id) else { return };
+        conn.arm(Op::Poll);
+        let multishot = conn.mode == Mode::Direct;
+        let events = libc::EPOLLIN | libc::EPOLLRDHUP | if multishot { libc::EPOLLET } else { 0 };
+        let entry = opcode::PollAdd::new(conn.target(), events as u32).multi(multishot).build();
+        // SAFETY: a poll refers to no memory.
+        unsafe { self.ring.push(&entry.user_data(Op::Poll.tag(id))) };
+    }
+
+    #[inline]
+    pub(super) fn on_receive(&mut self, completion: Completion) -> Option<Event> {
+        let buf = self.filled(completion);
+        let large = completion.result >= self.large_bytes as i32;
+        let adaptive = self.adaptive;
+        let (id, conn) = self.conn_of(completion)?;
+        let mut settle = false;
+        if !completion.more() {
+            conn.disarm(Op::Receive);
+            settle = true;
+        }
+        if completion.result <= 0 {
+            self.receive_ended(id, completion.result);
+            return self.report_eof(id, completion.result);
+        }
+        let closing = conn.state == State::Closing;
+        if adaptive && conn.count(large, LARGE_IN_A_ROW) && conn.mode == Mode::Multishot {
+            conn.mode = Mode::Direct;
+            self.stats.mode_changes += 1;
+            settle = true;
+        }
+        if settle {
+            self.settle(id);
+        }
+        let buf = buf?;
+        if closing { None } else { Some(Event::Received { conn: id, buf: self.pool.relieve(buf, SlotClass::Small) }) }
+    }
+
+    /// Takes the slot that a completion fills back from the kernel.
+    #[inline]
+    fn filled(&mut self, completion: Completion) -> Option<Buf> {
+        let buffer = completion.buffer()?;
+        let buffers = self.buffers.as_mut()?;
+        // SAFETY: the completion was just taken from the ring, and names a buffer.
+        Some(unsafe { buffers.take(&self.pool, buffer, completion.result.max(0) as u32) })
+    }
+
+    /// The multishot receive ended without bytes.
+    #[cold]
+    fn receive_ended(&mut self, id: ConnId, result: i32) {
+        let Some(conn) = self.conns.get_mut(id) else { return };
+        match -result {
+            0 => conn.eof = true,
+            libc::ENOBUFS => {
+                self.stats.starved += 1;
+                // One that wants something else by now is not waiting for a slot.
+                if conn.state == State::Open && conn.mode == Mode::Multishot && conn.wanted && !conn.starved {
+                    conn.starved = true;
+                    self.starved.push_back(id);
+                }
+            }
+            libc::ECANCELED | libc::EAGAIN | libc::EINTR => {}
+            error => {
+                conn.eof = true;
+                return self.fail(id, error);
+            }
+        }
+        self.settle(id);
+    }
+
+    #[inline]
+    fn report_eof(&self, id: ConnId, result: i32) -> Option<Event> {
+        let open = self.conns.get(id).is_some_and(|conn| conn.state == State::Open);
+        (result == 0 && open).then_some(Event::PeerClosed { conn: id })
+    }
+
+    pub(super) fn on_poll(&mut self, completion: Completion) -> Option<Event> {
+        let (id, conn) = self.conn_of(completion)?;
+        if !completion.more() {
+            conn.disarm(Op::Poll);
+        }
+        if completion.result > 0 {
+            conn.readable = true;
+            conn.hangup |= completion.result & HANGUP != 0;
+        } else if !matches!(-completion.result, 0 | libc::ECANCELED | libc::EINTR | libc::EAGAIN) {
+            // Without a poll the connection would wait for ever.
+            self.fail(id, -completion.result);
+            return None;
+        }
+        // One that waits for its turn, or for a slot, is not overtaken by itself.
+        let waits = conn.queued || conn.starved;
+        let event = if waits { None } else { self.start_direct(id) };
+        if !completion.more() {
+            self.settle(id);
+        }
+        event
+    }
+
+    /// The first plain receive of a connection in this turn.
+    #[inline]
+    fn start_direct(&mut self, id: ConnId) -> Option<Event> {
+        self.current_bytes = 0;
+        self.receive_direct(id)
+    }
+
+    /// One plain receive, if it may be made.
+    #[inline]
+    fn receive_direct(&mut self, id: ConnId) -> Option<Event> {
+        let conn = self.conns.get_mut(id)?;
+        if !conn.may_receive() {
+            return None;
+        }
+        let fd = conn.fd.as_ref()?.as_fd();
+        match direct::receive(fd, &self.pool, &mut self.stats.calls) {
+            Received::Data { buf, full } => {
+                self.current_bytes += buf.len();
+                if full || conn.hangup || conn.state == State::Failing {
+                    self.current = Some(id);
+                } else {
+                    conn.readable = false;
+                    if conn.mode == Mode::OneShot {
+                        self.settle(id);
+                    }
+                }
+                self.count_direct(id, buf.len());
+                Some(Event::Received { conn: id, buf })
+            }
+            Received::NoBuffer => {
+                self.stats.starved += 1;
+                if !conn.starved {
+                    conn.starved = true;
+                    self.starved_direct.push_back(id);
+                }
+                None
+            }
+            Received::Empty => {
+                conn.readable = false;
+                conn.hangup = false;
+                conn.eof |= conn.state == State::Failing;
+                self.settle(id);
+                None
+            }
+            Received::Fin => {
+                conn.eof = true;
+                let event = self.report_eof(id, 0);
+                self.settle(id);
+                event
+            }
+            Received::Failed(error) => {
+                conn.eof = true;
+                self.fail(id, error.raw_os_error().unwrap_or(libc::EIO));
+                None
+            }
+        }
+    }
+
+    /// Changes to multishot mode if the last receives were all small.
+    #[inline]
+    fn count_direct(&mut self, id: ConnId, bytes: usize) {
+        let small = bytes < self.small_bytes as usize;
+        if !self.adaptive {
+            return;
+        }
+        let Some(conn) = self.conns.get_mut(id) else { return };
+        if conn.count(small, SMALL_IN_A_ROW) && conn.state == State::Open {
+            conn.mode = Mode::Multishot;
+            // The receive that is armed then finds whatever is there.
+            conn.readable = false;
+            conn.hangup = false;
+            self.stats.mode_changes += 1;
+            self.settle(id);
+        }
+    }
+
+    /// The connection was readable beyond its last receive: it goes on, unless it has had its share.
+    #[inline]
+    pub(super) fn go_on(&mut self, id: ConnId) -> Option<Event> {
+        if self.current_bytes < self.config.bytes_per_turn {
+            return self.receive_direct(id);
+        }
+        self.enqueue(id);
+        None
+    }
+
+    /// Puts a connection behind the others; it goes on in the next turn.
+    pub(super) fn enqueue(&mut self, id: ConnId) {
+        if let Some(conn) = self.conns.get_mut(id)
+            && !conn.queued
+            && !conn.starved
+        {
+            conn.queued = true;
+            self.ready.push_back(id);
+        }
+    }
+
+    /// Goes on with a connection that waited in the list.
+    pub(super) fn resume(&mut self, id: ConnId) -> Option<Event> {
+        self.conns.get_mut(id)?.queued = false;
+        self.start_direct(id)
+    }
+
+    /// Lends the slots that came back, and lets one starved connection go on for each that is there.
+    ///
+    /// Letting all of them go on would make each try, and most of them starve again: with thousands of connections that
+    /// costs several times what the receiving does.
+    #[inline]
+    pub(super) fn feed_starved(&mut self) {
+        self.pool.collect();
+        if let Some(buffers) = self.buffers.as_mut() {
+            buffers.refill(&self.pool);
+            if !self.starved.is_empty() {
+                let slots = buffers.lent();
+                self.feed_multishot(slots);
+            }
+        }
+        if !self.starved_direct.is_empty() {
+            self.feed_direct();
+        }
+    }
+
+    #[cold]
+    fn feed_multishot(&mut self, slots: u32) {
+        for _ in 0..slots {
+            let Some(id) = self.starved.pop_front() else { return };
+            self.feed(id);
+        }
+    }
+
+    #[cold]
+    fn feed_direct(&mut self) {
+        for _ in 0..self.pool.free(SlotClass::Large) {
+            let Some(id) = self.starved_direct.pop_front() else { return };
+            self.feed(id);
+        }
+    }
+
+    fn feed(&mut self, id: ConnId) {
+        if let Some(conn) = self.conns.get_mut(id) {
+            conn.starved = false;
+            self.settle(id);
+        }
+    }
+}

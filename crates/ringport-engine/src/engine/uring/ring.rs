@@ -1,0 +1,320 @@
+//! The two rings shared with the kernel, and the ring of buffers that it picks from.
+//!
+//! [`Ring`] hides three things from the rest of the engine: that the submission queue can be full, that the kernel may
+//! refuse to take entries for a while, and which of the newer flags this kernel knows.
+
+use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::collections::VecDeque;
+use std::io;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::Duration;
+
+use io_uring::types::{BufRingEntry, SubmitArgs, Timespec};
+use io_uring::{EnterFlags, IoUring, cqueue, squeue};
+
+use crate::buffer::{Buf, Pool, SlotClass, SlotId};
+use crate::engine::contract::Features;
+
+/// Entries of the submission queue. One turn seldom asks for more; when it does, they are submitted in the middle.
+const SUBMISSIONS: u32 = 1024;
+/// Entries of the completion queue. What does not fit is kept by the kernel until there is room, but slowly.
+const COMPLETIONS: u32 = 16 * 1024;
+/// The one group of provided buffers.
+pub(super) const BUFFER_GROUP: u16 = 0;
+
+/// Whether to wait for a completion.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Block {
+    No,
+    AtMost(Duration),
+    Forever,
+}
+
+/// One entry of the completion queue.
+#[derive(Clone, Copy)]
+pub(super) struct Completion {
+    pub(super) tag: u64,
+    pub(super) result: i32,
+    pub(super) flags: u32,
+}
+
+impl Completion {
+    /// Whether the operation goes on: otherwise this is its terminal completion.
+    #[inline]
+    pub(super) fn more(&self) -> bool {
+        cqueue::more(self.flags)
+    }
+
+    /// The provided buffer that the kernel filled.
+    #[inline]
+    pub(super) fn buffer(&self) -> Option<u16> {
+        cqueue::buffer_select(self.flags)
+    }
+}
+
+/// Submission and completion queue.
+pub(super) struct Ring {
+    uring: IoUring,
+    /// Entries that found the submission queue full and the kernel unwilling to empty it.
+    held_back: VecDeque<squeue::Entry>,
+    enter_flags: EnterFlags,
+    /// Calls of `io_uring_enter`.
+    pub(super) enters: u64,
+    /// The setup flags in force, for the probe to tell.
+    pub(super) setup: &'static str,
+}
+
+/// A set of setup flags: its name, whether it defers task work, and how it is asked for.
+type Setup = (&'static str, bool, fn(&mut io_uring::Builder));
+
+/// Sets of setup flags from the newest (Linux 6.6) to the oldest.
+const SETUPS: [Setup; 4] = [
+    ("deferred task work, no submission array", true, |builder| {
+        builder.setup_single_issuer().setup_defer_taskrun().setup_coop_taskrun().setup_no_sqarray();
+    }),
+    ("deferred task work", true, |builder| {
+        builder.setup_single_issuer().setup_defer_taskrun().setup_coop_taskrun();
+    }),
+    ("cooperative task work", false, |builder| {
+        builder.setup_coop_taskrun();
+    }),
+    ("plain", false, |_| {}),
+];
+
+impl Ring {
+    /// Sets up the queues with the best flags that the kernel knows and `features` allows.
+    pub(super) fn open(features: &Features) -> io::Result<Self> {
+        let mut refusal = io::Error::from(io::ErrorKind::Unsupported);
+        for (setup, deferred, flags) in SETUPS {
+            if deferred && !features.defer_taskrun {
+                continue;
+            }
+            let mut builder = IoUring::builder();
+            builder.setup_cqsize(COMPLETIONS).setup_clamp().setup_submit_all();
+            flags(&mut builder);
+            match builder.build(SUBMISSIONS) {
+                Ok(uring) => return Self::new(uring, setup, features),
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => refusal = error,
+                Err(error) => return Err(error),
+            }
+        }
+        Err(refusal)
+    }
+
+    fn new(uring: IoUring, setup: &'static str, features: &Features) -> io::Result<Self> {
+        let found = uring.params();
+        if !(found.is_feature_nodrop() && found.is_feature_ext_arg() && found.is_feature_fast_poll()) {
+            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+        }
+        let mut enter_flags = EnterFlags::GETEVENTS;
+        if features.no_iowait && found.is_feature_no_iowait() {
+            enter_flags |= EnterFlags::NO_IOWAIT;
+        }
+        Ok(Self { uring, held_back: VecDeque::new(), enter_flags, enters: 0, setup })
+    }
+
+    /// Queues an operation for the next [`Ring::enter`].
+    ///
+    /// # Safety
+    ///
+    /// Memory that `entry` points to stays valid until its terminal completion has been taken from this ring.
+    #[inline]
+    pub(super) unsafe fn push(&mut self, entry: &squeue::Entry) {
+        if self.held_back.is_empty() {
+            // SAFETY: the caller vouches for the memory.
+            if unsafe { self.uring.submission().push(entry) }.is_ok() {
+                return;
+            }
+        }
+        self.push_slowly(entry);
+    }
+
+    /// The queue is full: the kernel takes its entries now, or this one has to wait for that.
+    #[cold]
+    fn push_slowly(&mut self, entry: &squeue::Entry) {
+        self.held_back.push_back(entry.clone());
+        let queued = self.uring.submission().len() as u32;
+        self.enters += 1;
+        // SAFETY: no argument is passed. A refusal leaves the entries in the queue for the next enter.
+        let _ = unsafe { self.uring.submitter().enter::<libc::sigset_t>(queued, 0, 0, None) };
+        self.release_held_back();
+    }
+
+    fn release_held_back(&mut self) {
+        let mut submission = self.uring.submission();
+        while let Some(entry) = self.held_back.front() {
+            // SAFETY: whoever pushed the entry vouched for its memory until the terminal completion.
+            if unsafe { submission.push(entry) }.is_err() {
+                return;
+            }
+            self.held_back.pop_front();
+        }
+    }
+
+    /// The next completion.
+    #[inline]
+    pub(super) fn pop(&mut self) -> Option<Completion> {
+        let entry = self.uring.completion().next()?;
+        Some(Completion { tag: entry.user_data(), result: entry.result(), flags: entry.flags() })
+    }
+
+    /// Whether completions or entries are left over, so that waiting would be wrong.
+    #[inline]
+    pub(super) fn has_leftovers(&mut self) -> bool {
+        let overflow = self.uring.submission().cq_overflow();
+        overflow || !self.held_back.is_empty() || !self.uring.completion().is_empty()
+    }
+
+    /// Submits what is queued, lets the kernel complete what it can, and waits for a completion as `block` says: one
+    /// system call.
+    ///
+    /// # Errors
+    ///
+    /// Only what no retry can mend.
+    pub(super) fn enter(&mut self, block: Block) -> io::Result<()> {
+        if !self.held_back.is_empty() {
+            self.release_held_back();
+        }
+        self.enters += 1;
+        let queued = self.uring.submission().len() as u32;
+        let submitter = self.uring.submitter();
+        let flags = self.enter_flags;
+        let answer = match block {
+            // SAFETY: no argument is passed.
+            Block::No => unsafe { submitter.enter::<libc::sigset_t>(queued, 0, flags.bits(), None) },
+            // SAFETY: as above.
+            Block::Forever => unsafe { submitter.enter::<libc::sigset_t>(queued, 1, flags.bits(), None) },
+            Block::AtMost(time) => {
+                let time = Timespec::from(time);
+                let arguments = SubmitArgs::new().timespec(&time);
+                let flags = flags | EnterFlags::EXT_ARG;
+                // SAFETY: the flag says that the argument is of this type; it lives until the call returns.
+                unsafe { submitter.enter(queued, 1, flags.bits(), Some(&arguments)) }
+            }
+        };
+        match answer {
+            Ok(_) => Ok(()),
+            // A signal, no memory for now, completions that must be taken first, and the deadline: the next turn
+            // carries on from whatever state the queues are in.
+            Err(error) => match error.raw_os_error() {
+                Some(libc::EINTR | libc::EAGAIN | libc::EBUSY | libc::ETIME) => Ok(()),
+                _ => Err(error),
+            },
+        }
+    }
+}
+
+/// Small slots of the pool, lent to the kernel.
+///
+/// The memory of this ring and the slots in it belong to the kernel as long as a receive may be armed, so the engine
+/// drops it only after the terminal completions of all of them, and otherwise leaks it.
+pub(super) struct BufferRing {
+    entries: NonNull<BufRingEntry>,
+    layout: Layout,
+    mask: u16,
+    tail: u16,
+    /// Slots in the ring that no completion has named yet.
+    lent: u32,
+    /// Free slots that are left for [`Pool::writable`].
+    reserve: u32,
+}
+
+impl BufferRing {
+    /// Registers a ring with room for every small slot, and lends the first ones.
+    pub(super) fn register(ring: &Ring, pool: &Pool) -> io::Result<Self> {
+        let config = pool.config();
+        // Half of what is below the low mark: the other half keeps the kernel going while received bytes are copied.
+        let reserve = (u64::from(config.small_slots) * u64::from(config.low_mark_percent) / 200) as u32;
+        let capacity = config.small_slots.next_power_of_two().min(32 * 1024);
+        let bytes = capacity as usize * size_of::<BufRingEntry>();
+        // The kernel wants whole pages, and the ring begins on one.
+        let layout = Layout::from_size_align(bytes.next_multiple_of(4096), 4096)
+            .map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
+        // SAFETY: the layout is not empty.
+        let memory = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or(io::ErrorKind::OutOfMemory)?;
+        let mut this = Self { entries: memory.cast(), layout, mask: (capacity - 1) as u16, tail: 0, lent: 0, reserve };
+        let address = this.entries.as_ptr() as u64;
+        // SAFETY: the memory holds `capacity` entries and lives until `this` is dropped, which happens when the kernel
+        // has no receive left that could use it (see the type).
+        unsafe { ring.uring.submitter().register_buf_ring_with_flags(address, capacity as u16, BUFFER_GROUP, 0)? };
+        this.refill(pool);
+        Ok(this)
+    }
+
+    /// Slots that the kernel can fill.
+    #[inline]
+    pub(super) fn lent(&self) -> u32 {
+        self.lent
+    }
+
+    /// Lends the free slots and makes them visible to the kernel, all at once.
+    #[inline]
+    pub(super) fn refill(&mut self, pool: &Pool) {
+        let before = self.tail;
+        while pool.free(SlotClass::Small) > self.reserve
+            && let Some(slot) = pool.lend(SlotClass::Small)
+        {
+            self.write(slot, pool);
+        }
+        if self.tail != before {
+            self.publish();
+        }
+    }
+
+    #[inline]
+    fn write(&mut self, slot: SlotId, pool: &Pool) {
+        let (address, bytes) = pool.slot_memory(slot);
+        // SAFETY: the index is below the capacity. The kernel reads an entry only after the tail has moved past it, and
+        // the ring has room for every small slot, so that this one is not in use.
+        let entry = unsafe { &mut *self.entries.as_ptr().add(usize::from(self.tail & self.mask)) };
+        entry.set_addr(address as u64);
+        entry.set_len(bytes);
+        entry.set_bid(slot.0 as u16);
+        self.tail = self.tail.wrapping_add(1);
+        self.lent += 1;
+    }
+
+    #[inline]
+    fn publish(&self) {
+        // SAFETY: the tail lies in the first entry of the ring, is aligned to 2 bytes and shared with the kernel alone.
+        let tail = unsafe { AtomicU16::from_ptr(BufRingEntry::tail(self.entries.as_ptr()).cast_mut()) };
+        tail.store(self.tail, Ordering::Release);
+    }
+
+    /// The buffer that a completion names.
+    ///
+    /// # Safety
+    ///
+    /// A completion that was just taken from the ring named `buffer`, with `bytes` bytes in it.
+    #[inline]
+    pub(super) unsafe fn take(&mut self, pool: &Pool, buffer: u16, bytes: u32) -> Buf {
+        debug_assert!(self.lent > 0);
+        self.lent -= 1;
+        // SAFETY: the slot was lent in `write`, and the completion says that the kernel has let go of it.
+        unsafe { pool.reclaim(SlotId(u32::from(buffer)), bytes) }
+    }
+
+    /// Gives every slot back that the kernel did not use.
+    ///
+    /// # Safety
+    ///
+    /// No operation that could take a buffer from the ring is armed any more.
+    pub(super) unsafe fn dissolve(mut self, pool: &Pool) {
+        while self.lent > 0 {
+            // The kernel takes from the front, so those it left are the ones written last.
+            let index = usize::from(self.tail.wrapping_sub(self.lent as u16) & self.mask);
+            // SAFETY: the index is below the capacity.
+            let buffer = unsafe { (*self.entries.as_ptr().add(index)).bid() };
+            // SAFETY: the entry is in the ring, and the caller says that the kernel takes none of them.
+            drop(unsafe { self.take(pool, buffer, 0) });
+        }
+    }
+}
+
+impl Drop for BufferRing {
+    fn drop(&mut self) {
+        // SAFETY: allocated in `register` with this layout; the engine drops it when the kernel is done with it.
+        unsafe { dealloc(self.entries.as_ptr().cast(), self.layout) }
+    }
+}

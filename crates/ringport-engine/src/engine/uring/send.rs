@@ -1,0 +1,221 @@
+//! Sending: at most one record in flight for each connection, which owns what the kernel reads.
+
+use std::os::fd::AsFd;
+
+use io_uring::opcode;
+
+use super::ring::Completion;
+use super::{Mode, Op, State, UringEngine};
+use crate::buffer::{Chunk, SendQueue};
+use crate::engine::contract::{Event, SendProgress};
+use crate::engine::direct::{self, PIECES_PER_SEND};
+use crate::id::ConnId;
+use crate::socket::SockAddr;
+
+/// Whether a connection in multishot mode, too, sends by a plain call at once.
+pub(super) const SEND_AT_ONCE: bool = false;
+
+/// Records with several pieces that are kept for reuse; each has about 1 KiB.
+const SPARE_BATCHES: usize = 64;
+
+const FLAGS: i32 = libc::MSG_NOSIGNAL;
+
+/// What the kernel reads from while an operation is armed. Moving it does not move the bytes.
+pub(super) enum Flight {
+    None,
+    /// The address of a connect.
+    Address(#[expect(dead_code, reason = "read by the kernel")] Box<SockAddr>),
+    /// One piece, by far the most frequent.
+    One(Chunk),
+    Many(Box<Batch>),
+}
+
+/// Several pieces and their description for sendmsg(2).
+pub(super) struct Batch {
+    pieces: SendQueue,
+    slices: [libc::iovec; PIECES_PER_SEND],
+    message: libc::msghdr,
+}
+
+impl Batch {
+    fn new() -> Box<Self> {
+        let empty = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
+        // SAFETY: an all-zero msghdr is valid: no name, no pieces, no control data.
+        let message = unsafe { std::mem::zeroed() };
+        Box::new(Self { pieces: SendQueue::new(), slices: [empty; PIECES_PER_SEND], message })
+    }
+
+    /// Moves pieces out of `queue`, as many as one call can send.
+    fn load(&mut self, queue: &mut SendQueue) {
+        for _ in 0..PIECES_PER_SEND {
+            let Some(piece) = queue.pop() else { return };
+            self.pieces.push(piece);
+        }
+    }
+
+    /// Describes the pieces as they are now. The description is valid as long as neither they nor the box change.
+    fn describe(&mut self) -> *const libc::msghdr {
+        let count = direct::fill_slices(self.pieces.iter(), &mut self.slices);
+        self.message.msg_iov = self.slices.as_mut_ptr();
+        self.message.msg_iovlen = count as _;
+        &raw const self.message
+    }
+}
+
+impl Flight {
+    /// Drops the bytes that were sent. Whether nothing is left.
+    #[inline]
+    fn consume(&mut self, bytes: usize) -> bool {
+        match self {
+            Self::None | Self::Address(_) => true,
+            Self::One(piece) if bytes >= piece.len() => true,
+            Self::One(piece) => {
+                piece.advance(bytes);
+                false
+            }
+            Self::Many(batch) => {
+                batch.pieces.consume(bytes.min(batch.pieces.bytes() as usize));
+                batch.pieces.is_empty()
+            }
+        }
+    }
+
+    /// What has not been sent.
+    pub(super) fn unsent(self) -> Vec<Chunk> {
+        match self {
+            Self::None | Self::Address(_) => Vec::new(),
+            Self::One(piece) => vec![piece],
+            Self::Many(mut batch) => std::iter::from_fn(|| batch.pieces.pop()).collect(),
+        }
+    }
+}
+
+impl UringEngine {
+    #[inline]
+    pub(super) fn start_send(&mut self, id: ConnId, queue: &mut SendQueue) -> SendProgress {
+        const NOTHING: SendProgress = SendProgress { bytes: 0, idle: false };
+        let Some(conn) = self.conns.get_mut(id) else { return NOTHING };
+        if conn.state != State::Open || conn.finishing || conn.is_armed(Op::Send) {
+            return NOTHING;
+        }
+        if queue.is_empty() {
+            return SendProgress { bytes: 0, idle: true };
+        }
+        let mut bytes = 0;
+        if self.send_at_once || conn.mode != Mode::Multishot {
+            let Some(fd) = &conn.fd else { return NOTHING };
+            match direct::send(fd.as_fd(), queue, &mut self.stats.calls) {
+                Ok(sent) => bytes = sent,
+                Err(error) => {
+                    self.fail(id, error.raw_os_error().unwrap_or(libc::EIO));
+                    return NOTHING;
+                }
+            }
+            if queue.is_empty() {
+                return SendProgress { bytes, idle: true };
+            }
+        }
+        self.load_flight(id, queue);
+        self.submit_flight(id);
+        SendProgress { bytes, idle: false }
+    }
+
+    /// Moves the front of `queue` to where the kernel can read it.
+    #[inline]
+    fn load_flight(&mut self, id: ConnId, queue: &mut SendQueue) {
+        let flight = if queue.pieces() == 1 {
+            queue.pop().map_or(Flight::None, Flight::One)
+        } else {
+            let mut batch = self.spare_batches.pop().unwrap_or_else(Batch::new);
+            batch.load(queue);
+            Flight::Many(batch)
+        };
+        if let Some(conn) = self.conns.get_mut(id) {
+            conn.flight = flight;
+        }
+    }
+
+    #[inline]
+    fn submit_flight(&mut self, id: ConnId) {
+        let Some(conn) = self.conns.get_mut(id) else { return };
+        let fd = conn.target();
+        let entry = match &mut conn.flight {
+            Flight::None | Flight::Address(_) => return,
+            Flight::One(piece) => {
+                let data = piece.as_slice();
+                // A piece of 4 GiB or more goes in parts; the completion says how much went.
+                let length = u32::try_from(data.len()).unwrap_or(u32::MAX);
+                opcode::Send::new(fd, data.as_ptr(), length).flags(FLAGS).build()
+            }
+            Flight::Many(batch) => opcode::SendMsg::new(fd, batch.describe()).flags(FLAGS as u32).build(),
+        };
+        conn.arm(Op::Send);
+        // SAFETY: the bytes belong to the flight, and with several pieces the description does, too. The flight stays in
+        // the connection, untouched, until the terminal completion; moving the connection moves neither bytes nor box.
+        unsafe { self.ring.push(&entry.user_data(Op::Send.tag(id))) };
+    }
+
+    #[inline]
+    pub(super) fn on_send(&mut self, completion: Completion) -> Option<Event> {
+        let (id, conn) = self.conn_of(completion)?;
+        conn.disarm(Op::Send);
+        if completion.result < 0 {
+            self.send_failed(id, -completion.result);
+            return None;
+        }
+        let bytes = completion.result as usize;
+        let idle = conn.flight.consume(bytes);
+        let (open, closing) = (conn.state == State::Open, conn.state == State::Closing);
+        if idle {
+            let flight = std::mem::replace(&mut conn.flight, Flight::None);
+            if conn.finishing && open {
+                self.send_fin(id);
+            }
+            self.recycle(flight);
+        } else if open {
+            self.submit_flight(id);
+        }
+        if !open {
+            self.settle(id);
+        }
+        // A failing connection takes no more, but what the kernel took still counts.
+        if closing { None } else { Some(Event::Sent { conn: id, bytes, idle: idle && open }) }
+    }
+
+    #[cold]
+    fn send_failed(&mut self, id: ConnId, error: i32) {
+        let open = self.conns.get(id).is_some_and(|conn| conn.state == State::Open);
+        match error {
+            libc::EAGAIN | libc::EINTR if open => self.submit_flight(id),
+            _ if open => self.fail(id, error),
+            _ => self.settle(id),
+        }
+    }
+
+    #[inline]
+    fn recycle(&mut self, flight: Flight) {
+        if let Flight::Many(batch) = flight
+            && self.spare_batches.len() < SPARE_BATCHES
+        {
+            self.spare_batches.push(batch);
+        }
+    }
+
+    pub(super) fn finish_sending(&mut self, id: ConnId) {
+        let Some(conn) = self.conns.get_mut(id) else { return };
+        if std::mem::replace(&mut conn.finishing, true) {
+            return;
+        }
+        if conn.state == State::Open && !conn.is_armed(Op::Send) {
+            self.send_fin(id);
+        }
+    }
+
+    /// Everything was handed to the kernel: the FIN goes behind it.
+    pub(super) fn send_fin(&mut self, id: ConnId) {
+        if let Some(fd) = self.conns.get(id).and_then(|conn| conn.fd.as_ref()) {
+            // A connection that is gone already says so elsewhere.
+            let _ = socket2::SockRef::from(fd).shutdown(std::net::Shutdown::Write);
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! A turn: what `wait` does before and after the one system call, and how completions become events.
+
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use io_uring::opcode;
+use io_uring::types::Fd;
+
+use super::ring::{Block, Completion, Ring};
+use super::{Conn, Farewell, GENERATION_MASK, Op, UringEngine};
+use crate::engine::contract::{Event, Wake};
+use crate::id::{ConnId, Id};
+
+/// How often a starved connection looks for a slot when the only ones who can give one back are other threads, which
+/// ring no bell. With a low mark above 0 the engine always keeps slots of its own, and this is never reached.
+const STARVED_CHECK: Duration = Duration::from_millis(10);
+
+impl UringEngine {
+    pub(super) fn turn(&mut self, deadline: Option<Instant>) -> io::Result<()> {
+        self.stats.waits += 1;
+        if let Some(id) = self.current.take() {
+            self.enqueue(id);
+        }
+        self.feed_starved();
+        let retry = self.resume_listeners();
+        let block = self.block(deadline, retry);
+        self.ring.enter(block)?;
+        self.now = Instant::now();
+        self.ready_this_turn = self.ready.len();
+        self.ready_first = !self.ready_first;
+        self.events_left = self.config.events_per_turn.max(1);
+        Ok(())
+    }
+
+    /// How long the enter may wait. A timeout costs a timer of the kernel, so there is none without a deadline.
+    fn block(&mut self, deadline: Option<Instant>, retry: Option<Instant>) -> Block {
+        if !self.ready.is_empty() || !self.farewells.is_empty() || self.ring.has_leftovers() {
+            return Block::No;
+        }
+        let until = match (deadline, retry) {
+            (Some(deadline), Some(retry)) => Some(deadline.min(retry)),
+            (deadline, retry) => deadline.or(retry),
+        };
+        let mut time = until.map(|until| until.saturating_duration_since(Instant::now()));
+        if !self.starved.is_empty() || !self.starved_direct.is_empty() {
+            time = Some(time.map_or(STARVED_CHECK, |time| time.min(STARVED_CHECK)));
+        }
+        match time {
+            None => Block::Forever,
+            Some(Duration::ZERO) => Block::No,
+            Some(time) => Block::AtMost(time),
+        }
+    }
+
+    #[inline]
+    pub(super) fn next_event(&mut self) -> Option<Event> {
+        if !self.farewells.is_empty()
+            && let Some(event) = self.say_farewell()
+        {
+            return Some(event);
+        }
+        if let Some(id) = self.current.take()
+            && let Some(event) = self.go_on(id)
+        {
+            return Some(event);
+        }
+        if self.ready_first
+            && self.ready_this_turn > 0
+            && let Some(event) = self.next_ready()
+        {
+            return Some(event);
+        }
+        while let Some(completion) = self.ring.pop() {
+            if let Some(event) = self.translate(completion) {
+                return Some(event);
+            }
+        }
+        if self.ready_this_turn > 0
+            && let Some(event) = self.next_ready()
+        {
+            return Some(event);
+        }
+        // What was just translated may have ended a connection without an event of its own.
+        if self.farewells.is_empty() { None } else { self.say_farewell() }
+    }
+
+    fn next_ready(&mut self) -> Option<Event> {
+        while self.ready_this_turn > 0 {
+            self.ready_this_turn -= 1;
+            let id = self.ready.pop_front()?;
+            if let Some(event) = self.resume(id) {
+                return Some(event);
+            }
+        }
+        None
+    }
+
+    #[inline]
+    fn translate(&mut self, completion: Completion) -> Option<Event> {
+        const RECEIVE: u64 = Op::Receive as u64;
+        const SEND: u64 = Op::Send as u64;
+        const POLL: u64 = Op::Poll as u64;
+        const ACCEPT: u64 = Op::Accept as u64;
+        const CONNECT: u64 = Op::Connect as u64;
+        const RING: u64 = Op::Ring as u64;
+        match completion.tag >> 60 {
+            RECEIVE => self.on_receive(completion),
+            SEND => self.on_send(completion),
+            POLL => self.on_poll(completion),
+            ACCEPT => self.on_accept(completion),
+            CONNECT => self.on_connect(completion),
+            RING => self.on_ring(completion),
+            // A cancellation, whose outcome its target reports.
+            _ => None,
+        }
+    }
+
+    /// The connection that a completion belongs to, unless the slot has passed to another since.
+    #[inline]
+    pub(super) fn conn_of(&mut self, completion: Completion) -> Option<(ConnId, &mut Conn)> {
+        let (id, conn) = self.conns.slot_mut::<ConnId>(completion.tag as u32)?;
+        let generation = (completion.tag >> 32) as u32 & GENERATION_MASK;
+        (id.generation() & GENERATION_MASK == generation).then_some((id, conn))
+    }
+
+    #[cold]
+    fn say_farewell(&mut self) -> Option<Event> {
+        match self.farewells.pop_front()? {
+            Farewell::Conn(id) => self.closed(id),
+            Farewell::Listener(id) => {
+                self.listeners.remove(id)?;
+                Some(Event::ListenerClosed { listener: id })
+            }
+        }
+    }
+
+    fn on_ring(&mut self, completion: Completion) -> Option<Event> {
+        if !completion.more() {
+            self.bell_armed = false;
+            if completion.result >= 0 {
+                self.bell.arm(&mut self.ring);
+                self.bell_armed = true;
+            }
+        }
+        (completion.result >= 0).then_some(Event::Woken)
+    }
+}
+
+/// The doorbell: an eventfd that nobody reads. Each write to it completes the edge-triggered poll, however high the
+/// counter stands, and 2⁶⁴ writes are more than there will ever be; so no call and no memory is needed to reset it.
+pub(super) struct Bell(OwnedFd);
+
+impl Bell {
+    pub(super) fn new() -> io::Result<Self> {
+        // SAFETY: no memory is passed.
+        let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the descriptor has just been opened and belongs to nobody else.
+        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+    }
+
+    pub(super) fn arm(&self, ring: &mut Ring) {
+        let events = (libc::EPOLLIN | libc::EPOLLET) as u32;
+        let entry = opcode::PollAdd::new(Fd(self.0.as_raw_fd()), events).multi(true).build();
+        // SAFETY: a poll refers to no memory.
+        unsafe { ring.push(&entry.user_data(Op::Ring.tag(Id { slot: 0, generation: 0 }))) };
+    }
+}
+
+impl Wake for Bell {
+    fn wake(&self) {
+        let one = 1_u64.to_ne_bytes();
+        // SAFETY: eight bytes are passed. It cannot fail but by a full counter, which leaves the poll completed.
+        let _ = unsafe { libc::write(self.0.as_raw_fd(), one.as_ptr().cast(), one.len()) };
+    }
+}
