@@ -320,6 +320,7 @@ impl Pool {
     }
 
     /// Takes a slot out of the free list for the kernel to fill later. It is neither free nor leased.
+    #[allow(dead_code, reason = "only io_uring lends slots to the kernel")]
     pub(crate) fn lend(&self, class: SlotClass) -> Option<SlotId> {
         let list = self.0.list(class);
         let slot = list.pop()?;
@@ -332,6 +333,7 @@ impl Pool {
     /// # Safety
     ///
     /// `slot` came from [`Pool::lend`] of this pool, has not been reclaimed since, and the kernel has let go of it.
+    #[allow(dead_code, reason = "only io_uring lends slots to the kernel")]
     #[inline]
     pub(crate) unsafe fn reclaim(&self, slot: SlotId, bytes: u32) -> Buf {
         let list = self.0.list(self.0.region.class(slot));
@@ -342,6 +344,7 @@ impl Pool {
     }
 
     /// Address and size of a slot, for the kernel.
+    #[allow(dead_code, reason = "only io_uring lends slots to the kernel")]
     #[inline]
     pub(crate) fn slot_memory(&self, slot: SlotId) -> (*mut u8, u32) {
         (self.0.region.slot_address(slot), self.0.region.slot_bytes(slot))

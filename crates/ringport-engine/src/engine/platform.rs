@@ -3,7 +3,7 @@
 use std::io;
 
 #[cfg(unix)]
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 
 use super::contract::EngineConfig;
 use super::select::{Candidate, EngineKind};
@@ -27,13 +27,41 @@ pub(crate) fn no_sigpipe(_: &socket2::Socket) -> io::Result<()> {
     Ok(())
 }
 
-/// Bytes in the kernel's send queue that the peer has not acknowledged.
+/// Accepts a connection, closed on exec and, where that costs nothing more, non-blocking.
+#[cfg(any(target_os = "linux", target_os = "android", target_os = "freebsd"))]
+pub(crate) fn accept(listener: &socket2::Socket) -> io::Result<socket2::Socket> {
+    listener.accept4(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK).map(|(socket, _)| socket)
+}
+/// Accepts a connection, closed on exec.
+#[cfg(all(unix, not(any(target_os = "linux", target_os = "android", target_os = "freebsd"))))]
+pub(crate) fn accept(listener: &socket2::Socket) -> io::Result<socket2::Socket> {
+    listener.accept().map(|(socket, _)| socket)
+}
+
+/// What readiness is asked for. Urgent data ends a receive early (see tcp(7)), so that a short one may leave bytes
+/// behind: with `PRIORITY` the event says so.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+pub(crate) const INTEREST: mio::Interest =
+    mio::Interest::READABLE.add(mio::Interest::WRITABLE).add(mio::Interest::PRIORITY);
+/// What readiness is asked for. kqueue does not tell of urgent data.
+#[cfg(all(unix, not(any(target_os = "linux", target_os = "android"))))]
+pub(crate) const INTEREST: mio::Interest = mio::Interest::READABLE.add(mio::Interest::WRITABLE);
+
+/// Bytes in the kernel's send queue that the peer has not acknowledged. `None` for a Unix socket that holds some: the
+/// system counts the memory there, not the bytes.
 #[cfg(any(target_os = "linux", target_os = "android"))]
 pub(crate) fn unacked(fd: BorrowedFd<'_>) -> Option<u64> {
     let mut bytes: libc::c_int = 0;
     // SAFETY: SIOCOUTQ (the same number as TIOCOUTQ, see tcp(7)) writes one int.
-    let answer = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
-    if answer == 0 { u64::try_from(bytes).ok() } else { None }
+    let answer = unsafe { libc::ioctl(std::os::fd::AsRawFd::as_raw_fd(&fd), libc::TIOCOUTQ, &raw mut bytes) };
+    match u64::try_from(bytes) {
+        Ok(0) if answer == 0 => Some(0),
+        Ok(bytes) if answer == 0 => {
+            let domain = socket2::SockRef::from(&fd).domain();
+            if domain.is_ok_and(|domain| domain != socket2::Domain::UNIX) { Some(bytes) } else { None }
+        }
+        _ => None,
+    }
 }
 /// Unknown here.
 #[cfg(all(unix, not(any(target_os = "linux", target_os = "android"))))]

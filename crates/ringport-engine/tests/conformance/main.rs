@@ -64,6 +64,7 @@ macro_rules! engines {
 
 engines! {
     sim: crate::subject::Sim;
+    epoll: crate::subject::Epoll;
     uring: crate::subject::Uring;
     uring_no_multishot: crate::subject::UringNoMultishot;
     uring_no_direct: crate::subject::UringNoDirect;

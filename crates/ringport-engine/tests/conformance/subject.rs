@@ -3,6 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::{Duration, Instant};
 
+use ringport_engine::engine::readiness::ReadinessEngine;
 use ringport_engine::engine::sim::{Faults, Network, SimEngine};
 use ringport_engine::engine::uring::UringEngine;
 use ringport_engine::{Engine, EngineConfig, EngineKind, Features, Selection};
@@ -50,6 +51,7 @@ macro_rules! subject {
     };
 }
 
+subject!(/** epoll. */ Epoll, ReadinessEngine, Epoll);
 subject!(/** io_uring with all it has. */ Uring, UringEngine, Uring);
 subject!(/** io_uring that accepts and receives one at a time. */
     UringNoMultishot, UringEngine, Uring, multishot_accept, multishot_receive);

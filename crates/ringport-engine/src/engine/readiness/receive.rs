@@ -1,0 +1,145 @@
+//! Receiving.
+
+use std::os::fd::AsFd;
+
+use super::ReadinessEngine;
+use super::wait::Ready;
+use crate::buffer::SlotClass;
+use crate::engine::contract::{Event, Want};
+use crate::engine::direct::{self, Received};
+use crate::id::ConnId;
+
+/// What became of an attempt to receive.
+pub(super) enum Step {
+    Event(Event),
+    /// Nothing is there, or nothing is wanted.
+    Drained,
+    /// There may be more, in a later turn.
+    Later,
+}
+
+impl ReadinessEngine {
+    pub(super) fn set_receiving(&mut self, id: ConnId, want: Want) {
+        let Some(conn) = self.conns.get_mut(id).filter(|conn| conn.socket.is_some()) else { return };
+        conn.receiving = want == Want::On;
+        // A connection that is being served goes on by itself, a starved one when there is a buffer.
+        if conn.may_receive() && !conn.starved && self.turn.current != Some(Ready::Conn(id)) {
+            self.turn.queue(id, conn);
+        }
+    }
+
+    /// Receives once, if that is wanted and the connection's share of the turn is not used up.
+    #[inline]
+    pub(super) fn receive_next(&mut self, id: ConnId) -> Step {
+        let Some(conn) = self.conns.get_mut(id).filter(|conn| conn.may_receive()) else { return Step::Drained };
+        let Some(socket) = &conn.socket else { return Step::Drained };
+        if self.turn.used >= self.bytes_per_turn {
+            self.turn.queue(id, conn);
+            return Step::Later;
+        }
+        match direct::receive(socket.as_fd(), &self.pool, &mut self.stats.calls) {
+            Received::Data { buf, full } => {
+                self.turn.used += buf.len();
+                conn.readable = full || conn.to_end;
+                Step::Event(Event::Received { conn: id, buf })
+            }
+            Received::Empty => {
+                conn.readable = false;
+                conn.to_end = false;
+                Step::Drained
+            }
+            Received::Fin => {
+                conn.peer_closed = true;
+                // After a failure this is what is left of the connection, and not the peer's FIN.
+                if conn.failure.is_some() { Step::Drained } else { Step::Event(Event::PeerClosed { conn: id }) }
+            }
+            Received::NoBuffer => {
+                self.stats.starved += 1;
+                if !std::mem::replace(&mut conn.starved, true) {
+                    self.starved.push_back(id);
+                }
+                Step::Later
+            }
+            Received::Failed(error) => {
+                conn.failure.get_or_insert(error);
+                conn.readable = false;
+                Step::Drained
+            }
+        }
+    }
+
+    /// Lets as many starved connections receive as there are free buffers, longest waiting first. All at once would find
+    /// nothing again.
+    pub(super) fn feed_starved(&mut self) {
+        if self.starved.is_empty() {
+            return;
+        }
+        self.pool.collect();
+        for _ in 0..self.pool.free(SlotClass::Large) {
+            let Some(id) = self.starved.pop_front() else { return };
+            if let Some(conn) = self.conns.get_mut(id) {
+                conn.starved = false;
+                self.turn.queue(id, conn);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::net::{TcpListener, TcpStream};
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::buffer::{Pool, PoolConfig};
+    use crate::engine::contract::{Engine, EngineConfig};
+
+    fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        (near, listener.accept().unwrap().0)
+    }
+
+    fn turn(engine: &mut ReadinessEngine) -> Vec<Event> {
+        engine.wait(Some(Instant::now() + Duration::from_millis(200))).unwrap();
+        std::iter::from_fn(|| engine.next()).collect()
+    }
+
+    /// Without a free slot nothing is received, nothing is lost, `wait` sleeps, and a slot that another thread gives
+    /// back sets it going again (law 7).
+    #[test]
+    fn a_starved_connection_goes_on_when_a_buffer_returns() {
+        let pool = Pool::new(PoolConfig::default().small_slots(4).large_slots(2));
+        let mut engine = ReadinessEngine::open(&EngineConfig::default(), pool.clone()).unwrap();
+        let (near, mut far) = pair();
+        let id = engine.adopt(near.into()).unwrap();
+        engine.receive(id, Want::On);
+        let held: Vec<_> = std::iter::from_fn(|| pool.lease(SlotClass::Large)).collect();
+        assert_eq!(held.len(), 2);
+        far.write_all(b"hello").unwrap();
+        drop(far);
+        assert!(turn(&mut engine).is_empty());
+        assert_eq!(engine.stats().starved, 1);
+        let waits = engine.stats().waits;
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_millis(100) {
+            assert!(turn(&mut engine).is_empty());
+        }
+        assert!(engine.stats().waits - waits < 20, "a starved engine must not spin");
+
+        let bytes: Vec<_> = held.into_iter().map(crate::Buf::into_bytes).collect();
+        let thread = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(50));
+            drop(bytes);
+        });
+        let mut events = Vec::new();
+        while events.len() < 2 {
+            engine.wait(None).unwrap();
+            events.extend(std::iter::from_fn(|| engine.next()));
+        }
+        thread.join().unwrap();
+        assert!(matches!(&events[0], Event::Received { buf, .. } if buf[..] == b"hello"[..]));
+        assert!(matches!(&events[1], Event::PeerClosed { .. }));
+    }
+}

@@ -1,0 +1,286 @@
+//! A turn: what the kernel reports, and the order in which it is worked off.
+
+use std::collections::VecDeque;
+use std::io;
+use std::time::{Duration, Instant};
+
+use mio::Token;
+
+use super::accept::Listener;
+use super::close::Farewell;
+use super::receive::Step;
+use super::{Conn, ReadinessEngine};
+use crate::engine::contract::Event;
+use crate::id::{ConnId, Id, ListenerId};
+
+/// Longest sleep while a connection has no buffer. A buffer that another thread drops rings no bell, and this bounds how
+/// long it goes unnoticed; one that this thread drops is noticed at once.
+const STARVED_WAIT: Duration = Duration::from_millis(10);
+
+/// The token of the waker.
+pub(super) const WAKER: Token = Token(0);
+
+/// What a token stands for, in its lowest two bits. The slot follows, then as much of the generation as there is room
+/// for: all but two bits of it with 64 bits, ten bits with 32 (where a million connections do not fit into memory).
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Target {
+    Waker = 0,
+    Conn = 1,
+    Listener = 2,
+}
+
+const TARGET_BITS: u32 = 2;
+const SLOT_BITS: u32 = if usize::BITS >= 64 { 32 } else { 20 };
+const SLOT_MASK: usize = (1 << SLOT_BITS) - 1;
+
+impl Target {
+    pub(super) fn token(self, id: impl Into<Id>) -> Token {
+        let Id { slot, generation } = id.into();
+        let slot = (slot as usize & SLOT_MASK) << TARGET_BITS;
+        Token(self as usize | slot | (generation as usize) << (TARGET_BITS + SLOT_BITS))
+    }
+
+    fn of(Token(token): Token) -> (Option<Self>, u32) {
+        let target = match token & ((1 << TARGET_BITS) - 1) {
+            0 => Some(Self::Waker),
+            1 => Some(Self::Conn),
+            2 => Some(Self::Listener),
+            _ => None,
+        };
+        (target, ((token >> TARGET_BITS) & SLOT_MASK) as u32)
+    }
+}
+
+/// Something that can go on. Stale once its socket is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ready {
+    Conn(ConnId),
+    Listener(ListenerId),
+}
+
+/// The order of work.
+#[derive(Default)]
+pub(super) struct Turn {
+    ready: VecDeque<Ready>,
+    /// How many of `ready` belong to this turn. What is appended during the turn waits for the next one.
+    left: usize,
+    /// Events that this turn may still deliver.
+    events_left: usize,
+    /// What is being served.
+    pub(super) current: Option<Ready>,
+    /// Bytes received, or connections accepted, since `current` is being served.
+    pub(super) used: usize,
+    pub(super) farewells: VecDeque<Farewell>,
+    woken: bool,
+}
+
+impl Turn {
+    #[inline]
+    pub(super) fn queue(&mut self, id: ConnId, conn: &mut Conn) {
+        if !std::mem::replace(&mut conn.queued, true) {
+            self.ready.push_back(Ready::Conn(id));
+        }
+    }
+
+    pub(super) fn queue_listener(&mut self, id: ListenerId, listener: &mut Listener) {
+        if !std::mem::replace(&mut listener.queued, true) {
+            self.ready.push_back(Ready::Listener(id));
+        }
+    }
+
+    fn has_leftovers(&self) -> bool {
+        self.current.is_some() || !self.ready.is_empty() || !self.farewells.is_empty() || self.woken
+    }
+}
+
+impl ReadinessEngine {
+    pub(super) fn begin_turn(&mut self, deadline: Option<Instant>) -> io::Result<()> {
+        self.stats.waits += 1;
+        self.feed_starved();
+        let timeout = self.timeout(deadline);
+        self.stats.calls += 1;
+        match self.poll.poll(&mut self.events, timeout) {
+            Ok(()) => {}
+            // The list of events is empty then.
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+        self.now = Instant::now();
+        self.note_events();
+        self.end_rests();
+        self.turn.left = self.turn.ready.len();
+        self.turn.events_left = self.events_per_turn;
+        Ok(())
+    }
+
+    /// How long the kernel may let this thread sleep. (mio rounds up to what the kernel can count, so that the last
+    /// fraction of a millisecond before a deadline is slept and not spun.)
+    fn timeout(&self, deadline: Option<Instant>) -> Option<Duration> {
+        if self.turn.has_leftovers() || self.descriptor_freed {
+            return Some(Duration::ZERO);
+        }
+        if deadline.is_none() && self.resting.is_empty() && self.starved.is_empty() {
+            return None;
+        }
+        let now = Instant::now();
+        let resting = self.resting.iter().filter_map(|id| self.listeners.get(*id));
+        let rests =
+            resting.filter(|listener| listener.socket.is_some()).filter_map(|listener| listener.backoff.until());
+        let starved = if self.starved.is_empty() { None } else { Some(now + STARVED_WAIT) };
+        let first = rests.chain(starved).chain(deadline).min();
+        first.map(|first| first.saturating_duration_since(now))
+    }
+
+    /// Turns what the kernel reported into flags and entries of the ready list.
+    fn note_events(&mut self) {
+        let Self { events, conns, listeners, turn, .. } = self;
+        for event in &*events {
+            let token = event.token();
+            let (target, slot) = Target::of(token);
+            match target {
+                Some(Target::Conn) => {
+                    let id = conns.id(slot).filter(|id: &ConnId| Target::Conn.token(*id) == token);
+                    if let Some((id, conn)) = id.and_then(|id| Some((id, conns.get_mut(id)?)))
+                        && conn.note(event)
+                    {
+                        turn.queue(id, conn);
+                    }
+                }
+                Some(Target::Listener) => {
+                    let id = listeners.id(slot).filter(|id: &ListenerId| Target::Listener.token(*id) == token);
+                    if let Some((id, listener)) = id.and_then(|id| Some((id, listeners.get_mut(id)?))) {
+                        listener.readable = true;
+                        if listener.may_accept() {
+                            turn.queue_listener(id, listener);
+                        }
+                    }
+                }
+                Some(Target::Waker) => turn.woken = true,
+                None => {}
+            }
+        }
+    }
+
+    /// Lets listeners try again whose pause is over, or all of them if a descriptor has become free.
+    fn end_rests(&mut self) {
+        let freed = std::mem::take(&mut self.descriptor_freed);
+        let Self { resting, listeners, turn, now, .. } = self;
+        resting.retain(|&id| {
+            let Some(listener) = listeners.get_mut(id) else { return false };
+            let rests_on = !listener.backoff.expire(*now) && !freed;
+            listener.resting = rests_on;
+            if listener.may_accept() {
+                turn.queue_listener(id, listener);
+            }
+            rests_on
+        });
+    }
+
+    #[inline]
+    pub(super) fn next_event(&mut self) -> Option<Event> {
+        if self.turn.events_left == 0 {
+            return None;
+        }
+        let event = self.produce()?;
+        self.turn.events_left -= 1;
+        self.stats.events += 1;
+        Some(event)
+    }
+
+    #[inline]
+    fn produce(&mut self) -> Option<Event> {
+        if std::mem::take(&mut self.turn.woken) {
+            return Some(Event::Woken);
+        }
+        loop {
+            let event = match self.turn.current {
+                Some(Ready::Conn(id)) => self.advance(id),
+                Some(Ready::Listener(id)) => self.accept_next(id),
+                None => None,
+            };
+            if event.is_some() {
+                return event;
+            }
+            if !self.serve_next() {
+                return self.next_farewell();
+            }
+        }
+    }
+
+    /// Goes on to the next entry of this turn, if there is one.
+    fn serve_next(&mut self) -> bool {
+        self.turn.current = None;
+        self.turn.used = 0;
+        if self.turn.left == 0 {
+            return false;
+        }
+        self.turn.left -= 1;
+        self.turn.current = self.turn.ready.pop_front();
+        match self.turn.current {
+            Some(Ready::Conn(id)) => {
+                if let Some(conn) = self.conns.get_mut(id) {
+                    conn.queued = false;
+                }
+            }
+            Some(Ready::Listener(id)) => {
+                if let Some(listener) = self.listeners.get_mut(id) {
+                    listener.queued = false;
+                }
+            }
+            None => return false,
+        }
+        true
+    }
+
+    /// The next thing that a connection has to say. What is in flight goes first: it may make room for the answer to
+    /// what is received next.
+    #[inline]
+    fn advance(&mut self, id: ConnId) -> Option<Event> {
+        let conn = self.conns.get_mut(id)?;
+        conn.socket.as_ref()?;
+        if conn.connecting {
+            return self.finish_connect(id);
+        }
+        if conn.writable
+            && let Some(event) = self.continue_send(id)
+        {
+            return Some(event);
+        }
+        match self.receive_next(id) {
+            Step::Event(event) => Some(event),
+            Step::Drained => self.end_if_failed(id),
+            Step::Later => None,
+        }
+    }
+
+    /// Ends a connection that has failed and has nothing more to deliver.
+    #[inline]
+    fn end_if_failed(&mut self, id: ConnId) -> Option<Event> {
+        let conn = self.conns.get_mut(id)?;
+        if conn.broken && conn.peer_closed {
+            // After a FIN a receive call would report that FIN for ever, and not the error.
+            conn.broken = false;
+            if let Ok(Some(error)) = conn.socket.as_ref()?.take_error() {
+                conn.failure.get_or_insert(error);
+            }
+        }
+        let why = conn.failure.take()?;
+        self.remove(id, why)
+    }
+}
+
+impl Conn {
+    /// Takes over what the kernel reported, and says whether the connection can go on now.
+    #[inline]
+    fn note(&mut self, event: &mio::event::Event) -> bool {
+        let broken = event.is_error();
+        let ended = broken || event.is_read_closed() || event.is_priority();
+        self.broken |= broken;
+        self.to_end |= ended;
+        self.readable |= ended || event.is_readable();
+        // Most events say that there is room. It counts only for who was refused before.
+        let writable = broken || event.is_writable() || event.is_write_closed();
+        self.writable |= writable && (self.connecting || self.record.is_some());
+        self.writable || (self.may_receive() && !self.starved) || (self.broken && self.peer_closed)
+    }
+}
