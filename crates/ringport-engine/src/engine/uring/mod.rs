@@ -237,6 +237,9 @@ pub struct UringEngine {
     /// The connection that plain calls are draining, and what it got in this go.
     current: Option<ConnId>,
     current_bytes: usize,
+    /// The connection that the last multishot receive was for, and what it got in a row in this turn.
+    run: Option<ConnId>,
+    run_bytes: usize,
     /// Those that used up their bytes, and how many of them are left to serve in this turn.
     ready: VecDeque<ConnId>,
     ready_this_turn: usize,
@@ -320,6 +323,8 @@ impl Engine for UringEngine {
             farewells: VecDeque::new(),
             current: None,
             current_bytes: 0,
+            run: None,
+            run_bytes: 0,
             ready: VecDeque::new(),
             ready_this_turn: 0,
             ready_first: false,
