@@ -11,7 +11,7 @@ use ringport_engine::{Engine, EngineConfig, EngineKind, Features, Selection};
 /// Seeds of each test on the simulator, unless `RINGPORT_SEEDS` says otherwise.
 const SEEDS: u64 = 200;
 /// A test on the simulator starts no further seed after this time, unless `RINGPORT_SEEDS` asks for a number.
-const SEEDS_TIME: Duration = Duration::from_millis(1500);
+const SEEDS_TIME: Duration = Duration::from_millis(600);
 
 /// An engine in one configuration.
 pub trait Subject {
