@@ -16,7 +16,7 @@
 //! Many connections with small messages want the first way: one system call serves hundreds of them. Large messages
 //! want the second: receiving a batch of them first and sending it afterwards pushes the data out of the processor's
 //! cache. Which one is right is not known before a connection shows it, so each connection changes by itself
-//! ([`receive`]). The way back is slow on purpose: a change costs a cancellation and a turn.
+//! (`receive.rs`). The way back is slow on purpose: a change costs a cancellation and a turn.
 //!
 //! # What keeps it correct
 //!
@@ -27,7 +27,7 @@
 //! - A tag (`user_data`) carries the kind of operation, the slot and the slot's generation, so that finding the
 //!   connection is an index and a comparison. Operations are cancelled by their tag. The submission queue is in order,
 //!   so that a cancellation never hits a later operation with the same tag.
-//! - [`UringEngine::settle`] is the only place that arms and cancels. It compares what is armed with what is wanted, and
+//! - `UringEngine::settle` is the only place that arms and cancels. It compares what is armed with what is wanted, and
 //!   is called whenever either changed.
 //! - Sockets are blocking: on a non-blocking one an operation would answer `EAGAIN` instead of waiting. Plain calls say
 //!   `MSG_DONTWAIT` each time.
