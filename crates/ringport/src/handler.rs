@@ -95,6 +95,12 @@ impl<S> Connection<'_, S> {
         session.end(Ending::Graceful, reason);
     }
 
+    /// Sends no more (a half-close): what is queued is sent, then a FIN. Receiving goes on until the peer closes too, and
+    /// only then, or by [`close`](Self::close), does the connection end. Sending again is refused.
+    pub fn finish(&mut self) {
+        self.session_mut().finish();
+    }
+
     /// Closes in order because the peer broke the protocol.
     pub fn close_for_protocol_error(&mut self) {
         self.session_mut().end(Ending::Graceful, CloseReason::Protocol);

@@ -9,6 +9,9 @@
 //!     │  abort(), error, limit, deadline   FIN sent; what arrives is discarded    ▲
 //!     └─────────────────────────────────────────────────────────────────────────┘
 //! ```
+//!
+//! A half-close (`finish()`) is no phase: the session stays open for what the peer still sends, and [`Fin`] says how far
+//! the sending direction is.
 
 mod close;
 mod options;
@@ -34,13 +37,24 @@ pub(crate) enum Phase {
     Ended,
 }
 
+/// How far the sending direction of an open session is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fin {
+    /// The handler may send.
+    No,
+    /// The handler has finished: a FIN follows what is queued.
+    Asked,
+    /// The FIN is with the engine.
+    Sent,
+}
+
 /// Why a send was not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Refusal {
     /// The send limit of the connection is reached.
     Limit,
-    /// The connection is closing.
+    /// The connection is closing, or was finished.
     Closing,
 }
 
@@ -94,6 +108,7 @@ pub(crate) struct Session {
     /// Milliseconds of the worker's clock at the last byte in either direction.
     pub(crate) active_at: u32,
     pub(crate) phase: Phase,
+    pub(crate) fin: Fin,
     /// The handler has seen it.
     pub(crate) opened: bool,
     /// A send is in flight.
@@ -127,6 +142,7 @@ impl Session {
             received: 0,
             active_at,
             phase,
+            fin: Fin::No,
             opened: false,
             sending: false,
             receiving: false,
@@ -149,7 +165,7 @@ impl Session {
 
     #[inline]
     fn takes(&self, bytes: usize, options: &ConnectionOptions) -> Result<(), Refusal> {
-        if self.phase != Phase::Open || self.ending.is_some() {
+        if self.phase != Phase::Open || self.ending.is_some() || self.fin != Fin::No {
             return Err(Refusal::Closing);
         }
         if self.queued() + bytes as u64 > options.send_limit { Err(Refusal::Limit) } else { Ok(()) }
@@ -195,6 +211,13 @@ impl Session {
     fn check_high_mark(&mut self, options: &ConnectionOptions) {
         if self.queued() > options.high_mark {
             self.full = true;
+        }
+    }
+
+    /// Asks for a FIN behind what is queued, while receiving goes on.
+    pub(crate) fn finish(&mut self) {
+        if self.fin == Fin::No {
+            self.fin = Fin::Asked;
         }
     }
 

@@ -7,7 +7,7 @@ use ringport_engine::{Close, ConnId, Engine, Want};
 use super::service::{Call, Happening};
 use super::timers::Timer;
 use super::{Ordering, Worker};
-use crate::session::{CloseReason, CloseReport, Ending, Phase};
+use crate::session::{CloseReason, CloseReport, Ending, Fin, Phase};
 
 impl<E: Engine> Worker<E> {
     /// Brings the engine in line with the session: sends, reading on or off, closing.
@@ -33,6 +33,10 @@ impl<E: Engine> Worker<E> {
             context.writable.push(conn);
         }
         if session.phase == Phase::Open && session.ending.is_none() {
+            if session.fin == Fin::Asked && !session.sending && session.outbox.is_empty() {
+                session.fin = Fin::Sent;
+                self.engine.shutdown_write(conn);
+            }
             let rests = session.full && context.options[session.service as usize].rest_when_full;
             let receiving = !session.paused_by_user && !rests;
             if receiving != session.receiving {
@@ -79,7 +83,9 @@ impl<E: Engine> Worker<E> {
             self.give_up(conn, Close::Plain);
         } else {
             session.phase = Phase::Lingering;
-            self.engine.shutdown_write(conn);
+            if std::mem::replace(&mut session.fin, Fin::Sent) != Fin::Sent {
+                self.engine.shutdown_write(conn);
+            }
         }
     }
 
