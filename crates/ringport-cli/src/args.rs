@@ -1,0 +1,272 @@
+//! The command line.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::builder::RangedU64ValueParser;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use ringport::{Address, EngineKind};
+use tracing_subscriber::filter::LevelFilter;
+
+use crate::units::{self, Sizes, Timeout, Warmup};
+
+/// Most workers that the library runs.
+const WORKERS_MAX: u64 = 1024;
+/// Most connections of one benchmark: more than a machine has ports to one address.
+const CONNECTIONS_MAX: u64 = 1_000_000;
+/// Smallest send limit. Below, the pieces sent at a time would be mostly overhead.
+const SEND_LIMIT_MIN: u64 = 1024;
+
+/// Server, client and benchmark on one completion-based core: io_uring, epoll or kqueue.
+#[derive(Debug, Parser)]
+#[command(name = "ringport", version, after_help = EXAMPLES, disable_help_subcommand = true)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  ringport serve echo                               echo on 127.0.0.1:6628 with the best engine
+  ringport serve echo --listen [::]:7000 --listen unix:/tmp/echo --workers 2
+  ringport connect 127.0.0.1:6628 < file > copy     pipe a file through it
+  ringport bench --engine all                       compare the engines of this machine
+  ringport engines                                  what this machine offers, and why not
+
+Exit codes: 0 success, 1 failure, 2 wrong usage.";
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Serve until SIGTERM or SIGINT, then drain and exit 0; a second signal exits at once
+    #[command(after_help = SERVE_EXAMPLES)]
+    Serve(Serve),
+    /// Connect standard input and output to a server
+    #[command(after_help = CONNECT_EXAMPLES)]
+    Connect(Connect),
+    /// Measure an echo server in a closed loop and check every reply
+    #[command(after_help = BENCH_EXAMPLES)]
+    Bench(Bench),
+    /// Show which engines work on this machine, and why others do not
+    Engines(Engines),
+}
+
+const SERVE_EXAMPLES: &str = "\
+When it accepts it prints one line for each listener to standard output:
+  listening tcp 127.0.0.1:6628 engine=io_uring workers=2
+
+Examples:
+  ringport serve echo --workers 2 --pin
+  ringport serve generate --listen 127.0.0.1:0 --send-limit 1MiB
+  ringport serve discard --listen unix:/run/sink --idle-timeout 30s
+
+Durations are written 500ms, 30s, 5m (0 is off), sizes 64k, 10MiB.";
+
+#[derive(Debug, Args)]
+pub(crate) struct Serve {
+    /// What to do with a connection
+    #[arg(value_enum)]
+    pub(crate) service: ServiceName,
+    /// Where to listen: HOST:PORT, [IPv6]:PORT or unix:PATH; may be given several times, port 0 picks a free one
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:6628")]
+    pub(crate) listen: Vec<Address>,
+    #[command(flatten)]
+    pub(crate) engine: Engine,
+    /// Threads that serve, each with connections of its own
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = RangedU64ValueParser::<usize>::new().range(1..=WORKERS_MAX))]
+    pub(crate) workers: usize,
+    /// Most connections at once; one more is accepted and closed
+    #[arg(long, value_name = "N", default_value_t = 1_000_000, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
+    pub(crate) max_connections: usize,
+    /// Most bytes that may wait to be sent on a connection
+    #[arg(long, value_name = "BYTES", default_value = "10MiB", value_parser = send_limit)]
+    pub(crate) send_limit: u64,
+    /// What happens when more is to be sent: refuse (reading waits) or disconnect
+    #[arg(long, value_enum, default_value_t = OverLimitName::Disconnect)]
+    pub(crate) over_limit: OverLimitName,
+    /// Close connections on which nothing moved for this long (0 = off)
+    #[arg(long, value_name = "DUR", default_value = "5m")]
+    pub(crate) idle_timeout: Timeout,
+    /// How connections are spread over workers
+    #[arg(long, value_enum, default_value_t = SpreadName::ReusePort)]
+    pub(crate) spread: SpreadName,
+    /// Bind each worker to a core (Linux)
+    #[arg(long)]
+    pub(crate) pin: bool,
+    /// How long connections may finish after the first signal
+    #[arg(long, value_name = "DUR", default_value = "10s", value_parser = units::duration)]
+    pub(crate) drain: Duration,
+    /// Log to standard error: off, error, warn, info, debug, trace
+    #[arg(long, value_name = "LEVEL", default_value = "info", value_parser = log_level)]
+    pub(crate) log: LevelFilter,
+}
+
+fn send_limit(text: &str) -> Result<u64, String> {
+    let bytes = units::bytes(text)?;
+    if bytes < SEND_LIMIT_MIN { Err("at least 1KiB is needed".to_owned()) } else { Ok(bytes) }
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum ServiceName {
+    /// Send back what arrives
+    Echo,
+    /// Drop what arrives
+    Discard,
+    /// Send the bytes 0 to 255 over and over
+    Generate,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OverLimitName {
+    /// Read no more until the peer has read
+    Refuse,
+    /// Close the connection
+    Disconnect,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum SpreadName {
+    /// Each worker accepts, the kernel chooses by a hash
+    ReusePort,
+    /// One worker accepts and hands to the one with the fewest
+    LeastLoaded,
+}
+
+const CONNECT_EXAMPLES: &str = "\
+At the end of input the sending direction is closed; what the peer still sends is written out until it closes too.
+The exit code is 0 when the peer closed in order, and 1 when it refused or reset the connection.
+
+Examples:
+  ringport connect 127.0.0.1:6628 < file > copy
+  echo hello | ringport connect [::1]:6628
+  ringport connect unix:/tmp/echo --protocol lines";
+
+#[derive(Debug, Args)]
+pub(crate) struct Connect {
+    /// Where to: HOST:PORT, [IPv6]:PORT or unix:PATH
+    #[arg(value_name = "ADDR")]
+    pub(crate) address: Address,
+    /// raw passes bytes on as they come; lines sends and prints only whole lines (of up to 64 KiB)
+    #[arg(long, value_enum, default_value_t = Protocol::Raw)]
+    pub(crate) protocol: Protocol,
+    #[command(flatten)]
+    pub(crate) engine: Engine,
+    /// Log to standard error: off, error, warn, info, debug, trace
+    #[arg(long, value_name = "LEVEL", default_value = "warn", value_parser = log_level)]
+    pub(crate) log: LevelFilter,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Protocol {
+    Raw,
+    Lines,
+}
+
+const BENCH_EXAMPLES: &str = "\
+Each connection keeps PIPELINE requests under way and sends the next when a reply has come. Every reply is compared with its
+request; a wrong, missing or late one makes the exit code 1.
+
+Examples:
+  ringport bench                                    own echo server on loopback, 50 connections, 64 bytes, 5 s
+  ringport bench --engine all --connections 1000 --size 1k
+  ringport bench 127.0.0.1:6628 --size 1..16k --pipeline 16 --iterations 1000000 --json result.json";
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Bench {
+    /// An echo server; without, one is started here on 127.0.0.1
+    #[arg(value_name = "ADDR")]
+    pub(crate) address: Option<Address>,
+    /// Engine of the load, and of the own server: auto, all, io_uring, epoll, kqueue
+    #[arg(long, value_name = "NAME", default_value = "auto", value_parser = engines_to_measure)]
+    pub(crate) engine: EnginesToMeasure,
+    /// Connections at once
+    #[arg(long, value_name = "N", default_value_t = 50, value_parser = RangedU64ValueParser::<usize>::new().range(1..=CONNECTIONS_MAX))]
+    pub(crate) connections: usize,
+    /// Bytes of a message: a size, or MIN..MAX for random sizes
+    #[arg(long, value_name = "BYTES|MIN..MAX", default_value = "64")]
+    pub(crate) size: Sizes,
+    /// Requests under way on each connection
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = RangedU64ValueParser::<usize>::new().range(1..=65_536))]
+    pub(crate) pipeline: usize,
+    /// How long to measure
+    #[arg(long, value_name = "DUR", default_value = "5s", value_parser = units::duration)]
+    pub(crate) duration: Duration,
+    /// Measure this many messages instead of a time
+    #[arg(long, value_name = "N", conflicts_with = "duration", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) iterations: Option<u64>,
+    /// Messages, or a time, before measuring begins
+    #[arg(long, value_name = "N|DUR", default_value = "1s")]
+    pub(crate) warmup: Warmup,
+    /// Threads of the load, and of the own server
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = RangedU64ValueParser::<usize>::new().range(1..=WORKERS_MAX))]
+    pub(crate) workers: usize,
+    /// A reply is late after this time, and missing if it has not come this long after the end
+    #[arg(long, value_name = "DUR", default_value = "10s", value_parser = positive_duration)]
+    pub(crate) timeout: Duration,
+    /// Write parameters, machine and results as JSON to a file; - is standard output, instead of the table
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+    /// Show no progress bar
+    #[arg(long)]
+    pub(crate) no_progress: bool,
+    /// Log to standard error: off, error, warn, info, debug, trace
+    #[arg(long, value_name = "LEVEL", default_value = "warn", value_parser = log_level)]
+    pub(crate) log: LevelFilter,
+}
+
+fn positive_duration(text: &str) -> Result<Duration, String> {
+    let duration = units::duration(text)?;
+    if duration.is_zero() { Err("it must be more than 0".to_owned()) } else { Ok(duration) }
+}
+
+/// What `bench --engine` names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum EnginesToMeasure {
+    Auto,
+    All,
+    One(EngineKind),
+}
+
+fn engines_to_measure(name: &str) -> Result<EnginesToMeasure, String> {
+    match name {
+        "auto" => Ok(EnginesToMeasure::Auto),
+        "all" => Ok(EnginesToMeasure::All),
+        name => engine_kind(name).map(EnginesToMeasure::One),
+    }
+}
+
+fn engine_kind(name: &str) -> Result<EngineKind, String> {
+    name.parse().map_err(|error: ringport::SelectionError| error.to_string())
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Engines {
+    /// Print JSON instead of a table
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// The choice of an engine.
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct Engine {
+    /// Engine: auto (the best that works here), io_uring, epoll, kqueue; see `ringport engines`
+    #[arg(long = "engine", value_name = "NAME", default_value = "auto", value_parser = engine_or_auto)]
+    choice: EngineChoice,
+}
+
+impl Engine {
+    /// The engine that was named; `None` for auto.
+    pub(crate) fn kind(self) -> Option<EngineKind> {
+        self.choice.0
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct EngineChoice(Option<EngineKind>);
+
+fn engine_or_auto(name: &str) -> Result<EngineChoice, String> {
+    if name == "auto" { Ok(EngineChoice(None)) } else { engine_kind(name).map(|kind| EngineChoice(Some(kind))) }
+}
+
+fn log_level(name: &str) -> Result<LevelFilter, String> {
+    name.parse().map_err(|_| "the levels are off, error, warn, info, debug, trace".to_owned())
+}

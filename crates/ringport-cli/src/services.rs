@@ -1,0 +1,136 @@
+//! What `ringport serve` can do with a connection.
+
+use std::collections::VecDeque;
+
+use ringport::{Buf, Bytes, Connection, Handler, SendOutcome};
+
+/// Sends back what it receives.
+///
+/// With `--over-limit refuse` what does not fit is held, and nothing more is read until it is queued: the echo loses no
+/// byte under either policy.
+pub(crate) struct Echo {
+    /// The send limit in bytes, if sends beyond it are refused; `None` if they end the connection.
+    pub(crate) refused_above: Option<u64>,
+}
+
+/// What refused sends left to do. Bounded by what was received before the pause took effect.
+#[derive(Default)]
+pub(crate) struct Held {
+    pieces: VecDeque<Bytes>,
+    peer_closed: bool,
+}
+
+type EchoConnection<'a> = Connection<'a, Option<Box<Held>>>;
+
+impl Handler for Echo {
+    type State = Option<Box<Held>>;
+
+    #[inline]
+    fn data(&mut self, conn: &mut EchoConnection<'_>, data: Buf) {
+        if let Some(held) = conn.state {
+            held.pieces.push_back(data.into_bytes());
+            return;
+        }
+        if let (SendOutcome::Refused { data, .. }, Some(limit)) = (conn.send(data), self.refused_above) {
+            conn.state.get_or_insert_default().pieces.push_back(data.into_bytes());
+            conn.pause();
+            go_on(conn, limit);
+        }
+    }
+
+    fn writable(&mut self, conn: &mut EchoConnection<'_>) {
+        if let Some(limit) = self.refused_above {
+            go_on(conn, limit);
+        }
+    }
+
+    fn peer_closed(&mut self, conn: &mut EchoConnection<'_>) {
+        match conn.state {
+            Some(held) => held.peer_closed = true,
+            None => conn.close(),
+        }
+    }
+}
+
+/// Queues as much of what is held as the limit allows. Where something is left the queue is filled up to the limit,
+/// which is above the high mark, so that `writable` is called for the rest.
+fn go_on(conn: &mut EchoConnection<'_>, limit: u64) {
+    let Some(mut held) = conn.state.take() else { return };
+    while let Some(mut piece) = held.pieces.pop_front() {
+        let room = usize::try_from(limit.saturating_sub(conn.queued())).unwrap_or(usize::MAX);
+        let part = piece.split_to(piece.len().min(room));
+        let stuck = !part.is_empty() && !conn.send(part).is_queued();
+        if stuck {
+            return; // It is closing: nothing is sent any more.
+        }
+        if !piece.is_empty() {
+            held.pieces.push_front(piece);
+            *conn.state = Some(held);
+            return;
+        }
+    }
+    conn.resume();
+    if held.peer_closed {
+        conn.close();
+    }
+}
+
+/// Drops what it receives.
+pub(crate) struct Discard;
+
+impl Handler for Discard {
+    type State = ();
+
+    #[inline]
+    fn data(&mut self, _: &mut Connection<'_, ()>, _: Buf) {}
+}
+
+/// Sends without end: byte number `n` of a connection is `n % 256`, so that a client can check what it gets.
+pub(crate) struct Generate {
+    /// Up to where the queue is filled, in bytes.
+    pub(crate) high_mark: u64,
+    /// Bytes sent at a time: a multiple of 256, so that each piece continues the last.
+    pub(crate) piece_bytes: usize,
+}
+
+/// The longest piece of the stream.
+static PIECE: [u8; PIECE_BYTES_MAX] = {
+    let mut piece = [0; PIECE_BYTES_MAX];
+    let mut at = 0;
+    while at < piece.len() {
+        piece[at] = at as u8;
+        at += 1;
+    }
+    piece
+};
+const PIECE_BYTES_MAX: usize = 64 * 1024;
+
+impl Generate {
+    /// For connections with a send limit of at least 1 KiB and a high mark of at most half of it.
+    pub(crate) fn new(send_limit: u64, high_mark: u64) -> Self {
+        let quarter = usize::try_from(send_limit / 4).unwrap_or(usize::MAX);
+        Self { high_mark, piece_bytes: (quarter & !255).clamp(256, PIECE_BYTES_MAX) }
+    }
+
+    /// Fills the queue just above the high mark, so that `writable` is called when it is low again.
+    fn fill(&self, conn: &mut Connection<'_, ()>) {
+        while conn.queued() <= self.high_mark && conn.send(&PIECE[..self.piece_bytes]).is_queued() {}
+    }
+}
+
+impl Handler for Generate {
+    type State = ();
+
+    fn open(&mut self, conn: &mut Connection<'_, ()>) {
+        self.fill(conn);
+    }
+
+    fn data(&mut self, _: &mut Connection<'_, ()>, _: Buf) {}
+
+    fn writable(&mut self, conn: &mut Connection<'_, ()>) {
+        self.fill(conn);
+    }
+
+    /// A peer that has closed only its own direction still reads.
+    fn peer_closed(&mut self, _: &mut Connection<'_, ()>) {}
+}
