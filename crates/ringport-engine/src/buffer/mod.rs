@@ -14,6 +14,8 @@ mod chunk;
 mod lease;
 mod pool;
 mod queue;
+#[cfg(test)]
+mod tests;
 
 pub use chunk::Chunk;
 pub use lease::Buf;
