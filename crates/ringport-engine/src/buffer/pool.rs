@@ -323,7 +323,12 @@ impl Pool {
     #[inline]
     pub(crate) fn is_low(&self, class: SlotClass) -> bool {
         let list = self.0.list(class);
-        list.len() + list.lent.get() <= list.low_mark
+        let low = || list.len() + list.lent.get() <= list.low_mark;
+        // What other threads gave back ends the shortage at once, and not only when the list is empty.
+        low() && {
+            self.collect();
+            low()
+        }
     }
 
     /// Takes a slot out of the free list for the kernel to fill later. It is neither free nor leased.
@@ -340,6 +345,7 @@ impl Pool {
     /// # Safety
     ///
     /// `slot` came from [`Pool::lend`] of this pool, has not been reclaimed since, and the kernel has let go of it.
+    /// `bytes` is at most the size of the slot.
     #[allow(dead_code, reason = "only io_uring lends slots to the kernel")]
     #[inline]
     pub(crate) unsafe fn reclaim(&self, slot: SlotId, bytes: u32) -> Buf {

@@ -51,7 +51,6 @@ pub(crate) struct Wheel<T: Copy> {
     entries: Vec<Entry<T>>,
     /// First entry that is not in use, chained by `next`.
     free: u32,
-    len: usize,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -86,13 +85,13 @@ impl<T: Copy> Wheel<T> {
             lists: vec![List::EMPTY; DUE + 1],
             entries: Vec::new(),
             free: NONE,
-            len: 0,
         }
     }
 
     /// Number of timers that are set.
-    pub(crate) fn len(&self) -> usize {
-        self.len
+    #[cfg(test)]
+    fn len(&self) -> usize {
+        self.entries.iter().filter(|entry| entry.list != NONE).count()
     }
 
     /// Sets a timer. One that lies in the past fires at the next [`Wheel::expire`].
@@ -100,7 +99,6 @@ impl<T: Copy> Wheel<T> {
         let tick = self.tick_after(at);
         let index = self.allocate(value, tick);
         self.place(index);
-        self.len += 1;
         TimerKey { index, generation: self.entries[index as usize].generation }
     }
 
@@ -263,7 +261,6 @@ impl<T: Copy> Wheel<T> {
         entry.list = NONE;
         entry.next = self.free;
         self.free = index;
-        self.len -= 1;
         entry.value
     }
 

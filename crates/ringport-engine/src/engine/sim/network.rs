@@ -68,6 +68,12 @@ impl Network {
         self.lock().faults = faults;
     }
 
+    /// Largest kernel buffer of one direction of a connection, in bytes.
+    #[must_use]
+    pub fn buffer_max(&self) -> usize {
+        self.lock().faults.buffer_max
+    }
+
     /// Sockets that exist, in whatever state, listening ones included.
     #[must_use]
     pub fn sockets(&self) -> usize {
@@ -89,7 +95,7 @@ impl Network {
             noted: false,
         };
         let id = state.listeners.insert(listener);
-        Ok(Endpoint { network: self.clone(), held: Some(Held::Listener(id)), local, peer: None })
+        Ok(Endpoint::new(self, Held::Listener(id), local, None))
     }
 
     /// The state, also after a panic elsewhere: no method leaves it half changed while it runs user code.
@@ -104,7 +110,7 @@ impl Network {
     /// An end of the accepted connection `socket`.
     pub(super) fn endpoint(&self, state: &State, socket: Id) -> Option<Endpoint> {
         let (local, peer) = state.sockets.get(socket).map(|socket| (socket.local.clone(), socket.remote.clone()))?;
-        Some(Endpoint { network: self.clone(), held: Some(Held::Stream(socket)), local, peer: Some(peer) })
+        Some(Endpoint::new(self, Held::Stream(socket), local, Some(peer)))
     }
 }
 
@@ -119,8 +125,13 @@ impl std::fmt::Debug for Network {
 }
 
 /// One end of a simulated socket that belongs to no engine. Closed when dropped.
+///
+/// Boxed, because the addresses are large and every [`Event`](crate::Event) has room for a socket.
 #[derive(Debug)]
-pub(crate) struct Endpoint {
+pub(crate) struct Endpoint(Box<End>);
+
+#[derive(Debug)]
+struct End {
     network: Network,
     held: Option<Held>,
     local: SockAddr,
@@ -134,28 +145,32 @@ pub(super) enum Held {
 }
 
 impl Endpoint {
+    fn new(network: &Network, held: Held, local: SockAddr, peer: Option<SockAddr>) -> Self {
+        Self(Box::new(End { network: network.clone(), held: Some(held), local, peer }))
+    }
+
     pub(crate) fn local_addr(&self) -> SockAddr {
-        self.local.clone()
+        self.0.local.clone()
     }
 
     pub(crate) fn peer_addr(&self) -> io::Result<SockAddr> {
-        self.peer.clone().ok_or_else(|| io::ErrorKind::NotConnected.into())
+        self.0.peer.clone().ok_or_else(|| io::ErrorKind::NotConnected.into())
     }
 
     /// What it holds, for an engine of `network`, which closes it from now on.
     pub(super) fn take(mut self, network: &Network) -> io::Result<Held> {
-        if !self.network.is(network) {
+        if !self.0.network.is(network) {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "the socket belongs to another simulated network"));
         }
-        self.held.take().ok_or_else(|| io::ErrorKind::NotConnected.into())
+        self.0.held.take().ok_or_else(|| io::ErrorKind::NotConnected.into())
     }
 }
 
 impl Drop for Endpoint {
     fn drop(&mut self) {
-        match self.held.take() {
-            Some(Held::Stream(socket)) => self.network.lock().release(socket, Close::Plain),
-            Some(Held::Listener(listener)) => self.network.lock().release_listener(listener),
+        match self.0.held.take() {
+            Some(Held::Stream(socket)) => self.0.network.lock().release(socket, Close::Plain),
+            Some(Held::Listener(listener)) => self.0.network.lock().release_listener(listener),
             None => {}
         }
     }

@@ -12,6 +12,7 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use super::ring::Block;
+use super::send::Flight;
 use super::{Farewell, Op, State, UringEngine};
 use crate::engine::contract::{Close, DROP_WAIT, Event};
 use crate::engine::platform;
@@ -62,7 +63,9 @@ impl UringEngine {
         if let Some(fd) = conn.fd.take() {
             // A socket that never connected holds nothing; what the kernel counts there is its SYN.
             let unacked = if conn.state == State::Connecting { Some(0) } else { platform::unacked(fd.as_fd()) };
-            conn.unacked = unacked.map(|bytes| bytes.min(u64::from(u32::MAX)) as u32);
+            // It counts an unacknowledged FIN as one byte, and as the last, so that it is among whatever is left.
+            let fin = u64::from(conn.finishing && matches!(conn.flight, Flight::None));
+            conn.unacked = unacked.map(|bytes| bytes.saturating_sub(fin).min(u64::from(u32::MAX)) as u32);
             if conn.abort {
                 // Only fails on sockets that cannot reset anyway.
                 let _ = socket2::SockRef::from(&fd).set_linger(Some(Duration::ZERO));

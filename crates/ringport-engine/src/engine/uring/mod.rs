@@ -16,7 +16,7 @@
 //! Many connections with small messages want the first way: one system call serves hundreds of them. Large messages
 //! want the second: receiving a batch of them first and sending it afterwards pushes the data out of the processor's
 //! cache. Which one is right is not known before a connection shows it, so each connection changes by itself
-//! ([`receive`]). The way back is slow on purpose: a change costs a cancellation and a turn.
+//! (`receive.rs`). The way back is slow on purpose: a change costs a cancellation and a turn.
 //!
 //! # What keeps it correct
 //!
@@ -27,7 +27,7 @@
 //! - A tag (`user_data`) carries the kind of operation, the slot and the slot's generation, so that finding the
 //!   connection is an index and a comparison. Operations are cancelled by their tag. The submission queue is in order,
 //!   so that a cancellation never hits a later operation with the same tag.
-//! - [`UringEngine::settle`] is the only place that arms and cancels. It compares what is armed with what is wanted, and
+//! - `UringEngine::settle` is the only place that arms and cancels. It compares what is armed with what is wanted, and
 //!   is called whenever either changed.
 //! - Sockets are blocking: on a non-blocking one an operation would answer `EAGAIN` instead of waiting. Plain calls say
 //!   `MSG_DONTWAIT` each time.
@@ -237,6 +237,9 @@ pub struct UringEngine {
     /// The connection that plain calls are draining, and what it got in this go.
     current: Option<ConnId>,
     current_bytes: usize,
+    /// The connection that the last multishot receive was for, and what it got in a row in this turn.
+    run: Option<ConnId>,
+    run_bytes: usize,
     /// Those that used up their bytes, and how many of them are left to serve in this turn.
     ready: VecDeque<ConnId>,
     ready_this_turn: usize,
@@ -320,6 +323,8 @@ impl Engine for UringEngine {
             farewells: VecDeque::new(),
             current: None,
             current_bytes: 0,
+            run: None,
+            run_bytes: 0,
             ready: VecDeque::new(),
             ready_this_turn: 0,
             ready_first: false,

@@ -68,3 +68,57 @@ fn explain(error: &io::Error) -> String {
         _ => format!("{error}: use epoll"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::all_masks;
+    use super::*;
+
+    #[test]
+    fn the_probe_passes_with_every_mask() {
+        for features in all_masks() {
+            let config = EngineConfig { features, ..EngineConfig::default() };
+            assert!(probe(&config).unwrap().starts_with("Linux "));
+        }
+    }
+
+    /// Denies io_uring to the calling thread, as container runtimes do to a process.
+    fn deny_io_uring(errno: i32) {
+        let load_number = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
+        let is_equal = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
+        let answer = libc::BPF_RET | libc::BPF_K;
+        // SAFETY: these only build values.
+        let mut program = unsafe {
+            [
+                libc::BPF_STMT(load_number as u16, 0),
+                libc::BPF_JUMP(is_equal as u16, libc::SYS_io_uring_setup as u32, 0, 1),
+                libc::BPF_STMT(answer as u16, libc::SECCOMP_RET_ERRNO | errno as u32),
+                libc::BPF_STMT(answer as u16, libc::SECCOMP_RET_ALLOW),
+            ]
+        };
+        let filter = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
+        // SAFETY: the filter lives through the calls, which change this thread alone.
+        unsafe {
+            assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
+            assert_eq!(libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const filter), 0);
+        }
+    }
+
+    #[test]
+    fn a_refusal_says_why_and_what_to_do() {
+        let expectations = [
+            (libc::EPERM, "denied by seccomp"),
+            (libc::ENOSYS, "without io_uring"),
+            (libc::ENOMEM, "ulimit -l"),
+            (libc::EINVAL, "older than Linux 6.0"),
+        ];
+        for (errno, expected) in expectations {
+            let denied = std::thread::spawn(move || {
+                deny_io_uring(errno);
+                probe(&EngineConfig::default())
+            });
+            let reason = denied.join().unwrap().unwrap_err();
+            assert!(reason.contains(expected) && reason.contains("use epoll"), "{reason}");
+        }
+    }
+}

@@ -126,6 +126,10 @@ impl UringEngine {
             self.settle(id);
         }
         let buf = buf?;
+        if self.run != Some(id) {
+            (self.run, self.run_bytes) = (Some(id), 0);
+        }
+        self.run_bytes += buf.len();
         if closing { None } else { Some(Event::Received { conn: id, buf: self.pool.relieve(buf, SlotClass::Small) }) }
     }
 

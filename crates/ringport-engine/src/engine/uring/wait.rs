@@ -30,6 +30,7 @@ impl UringEngine {
         self.ready_this_turn = self.ready.len();
         self.ready_first = !self.ready_first;
         self.events_left = self.config.events_per_turn.max(1);
+        self.run_bytes = 0;
         Ok(())
     }
 
@@ -71,7 +72,10 @@ impl UringEngine {
         {
             return Some(event);
         }
-        while let Some(completion) = self.ring.pop() {
+        // What a connection got beyond its share stays in the ring, in order, for the next turn.
+        while self.run_bytes < self.config.bytes_per_turn.max(1)
+            && let Some(completion) = self.ring.pop()
+        {
             if let Some(event) = self.translate(completion) {
                 return Some(event);
             }
