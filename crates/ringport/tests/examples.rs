@@ -10,8 +10,12 @@ use std::time::Duration;
 fn example(name: &str) -> PathBuf {
     let this = std::env::current_exe().expect("this test is a file");
     let folder = this.parent().and_then(|deps| deps.parent()).expect("it lies in target/PROFILE/deps");
+    let profile = match folder.file_name().and_then(|name| name.to_str()) {
+        None | Some("debug") => "dev",
+        Some(other) => other,
+    };
     let built = Command::new(env!("CARGO"))
-        .args(["build", "--quiet", "--package", "ringport", "--example", name])
+        .args(["build", "--quiet", "--package", "ringport", "--profile", profile, "--example", name])
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .status();
     let path = folder.join("examples").join(name);
