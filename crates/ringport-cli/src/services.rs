@@ -134,3 +134,62 @@ impl Handler for Generate {
     /// A peer that has closed only its own direction still reads.
     fn peer_closed(&mut self, _: &mut Connection<'_, ()>) {}
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use ringport::{Client, ConnectionOptions, Faults, ListenOptions, OverLimit, Server, Simulation, SocketOptions};
+
+    use super::*;
+
+    /// Sends everything, half-closes, and keeps what comes back.
+    #[derive(Clone)]
+    struct Asker {
+        data: Bytes,
+        back: Arc<Mutex<(Vec<u8>, bool)>>,
+    }
+
+    impl Handler for Asker {
+        type State = ();
+
+        fn open(&mut self, conn: &mut Connection<'_, ()>) {
+            conn.send(self.data.clone());
+            conn.finish();
+        }
+
+        fn data(&mut self, _: &mut Connection<'_, ()>, data: Buf) {
+            self.back.lock().expect("no test panicked").0.extend_from_slice(&data);
+        }
+
+        fn close(&mut self, _: &mut Connection<'_, ()>, _: &ringport::CloseReport) {
+            self.back.lock().expect("no test panicked").1 = true;
+        }
+    }
+
+    /// The FIN may come while something is held: that must not cut the echo short.
+    #[test]
+    fn an_echo_that_holds_back_is_whole() {
+        const LIMIT: u64 = 1000;
+        for seed in 0..100 {
+            let faults = Faults::drawn(seed).harmless();
+            let mut simulation = Simulation::new(seed, faults);
+            let options =
+                ConnectionOptions::default().idle_timeout(None).linger(std::time::Duration::from_secs(36_000));
+            let limited = options.clone().send_limit(LIMIT, OverLimit::Refuse).marks(LIMIT / 8, LIMIT / 2);
+            let server = Server::new()
+                .listen_with("127.0.0.1:1", ListenOptions::default(), limited, || Echo { refused_above: Some(LIMIT) });
+            simulation.serve(server).expect("it listens");
+            let data: Bytes = (0..20_000_u32).map(|at| (at * 31 + (at >> 8)) as u8).collect::<Vec<_>>().into();
+            let asker = Asker { data: data.clone(), back: Arc::default() };
+            let (back, make) = (Arc::clone(&asker.back), move || asker.clone());
+            let options = options.rest_when_full(false);
+            let client = Client::new().connect_with("127.0.0.1:1", 1, SocketOptions::default(), options, make);
+            simulation.connect(client).expect("it connects");
+            let closed = || back.lock().expect("no test panicked").1;
+            simulation.run_until(closed).unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+            let back = back.lock().expect("no test panicked");
+            assert!(back.0 == data, "seed {seed}: {} of {} bytes", back.0.len(), data.len());
+        }
+    }
+}

@@ -3,8 +3,8 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::process::{Child, ChildStdout, Command, Output, Stdio};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -16,9 +16,17 @@ pub(crate) fn ringport() -> Command {
     Command::new(env!("CARGO_BIN_EXE_ringport"))
 }
 
-/// A running program. Killed when dropped.
+/// Longest time that a program may run. Beyond, it is killed, so that whoever reads from it sees the end and fails.
+const PROGRAM_LIMIT: Duration = Duration::from_secs(40);
+
+/// A running program. Killed when dropped, and when its time is over.
 pub(crate) struct Program {
-    child: Child,
+    child: Arc<Mutex<Child>>,
+    id: u32,
+    stdin: Option<ChildStdin>,
+    stdout: Option<ChildStdout>,
+    /// Dropping it ends the thread that watches the time.
+    _watch: mpsc::Sender<()>,
     errors: Arc<Mutex<String>>,
     reader: Option<thread::JoinHandle<()>>,
 }
@@ -33,28 +41,38 @@ impl Program {
         let reader = thread::spawn(move || {
             let mut line = String::new();
             while lines.read_line(&mut line).is_ok_and(|count| count > 0) {
-                collected.lock().unwrap_or_else(PoisonError::into_inner).push_str(&line);
+                lock(&collected).push_str(&line);
                 line.clear();
             }
         });
-        Self { child, errors, reader: Some(reader) }
+        let (id, stdin, stdout) = (child.id(), child.stdin.take(), child.stdout.take());
+        let child = Arc::new(Mutex::new(child));
+        let (watch, over) = mpsc::channel::<()>();
+        let watched = Arc::clone(&child);
+        thread::spawn(move || {
+            if over.recv_timeout(PROGRAM_LIMIT) == Err(mpsc::RecvTimeoutError::Timeout) {
+                eprintln!("program {id} has run for {PROGRAM_LIMIT:?} and is killed");
+                end(&watched);
+            }
+        });
+        Self { child, id, stdin, stdout, _watch: watch, errors, reader: Some(reader) }
     }
 
     pub(crate) fn stdout(&mut self) -> ChildStdout {
-        self.child.stdout.take().expect("standard output is piped and was not taken")
+        self.stdout.take().expect("standard output is piped and was not taken")
     }
 
-    pub(crate) fn stdin(&mut self) -> std::process::ChildStdin {
-        self.child.stdin.take().expect("standard input is piped and was not taken")
+    pub(crate) fn stdin(&mut self) -> ChildStdin {
+        self.stdin.take().expect("standard input is piped and was not taken")
     }
 
     /// What it has written to standard error so far; all of it once it has ended.
     pub(crate) fn errors(&self) -> String {
-        self.errors.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.errors).clone()
     }
 
     pub(crate) fn id(&self) -> u32 {
-        self.child.id()
+        self.id
     }
 
     pub(crate) fn signal(&self, name: &str) {
@@ -66,7 +84,7 @@ impl Program {
     pub(crate) fn exit_code(&mut self) -> i32 {
         let end = Instant::now() + LIMIT;
         let status = loop {
-            if let Some(status) = self.child.try_wait().expect("it can be waited for") {
+            if let Some(status) = lock(&self.child).try_wait().expect("it can be waited for") {
                 break status;
             }
             assert!(Instant::now() < end, "it does not end: {}", self.errors());
@@ -97,10 +115,20 @@ impl Program {
 
 impl Drop for Program {
     fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        end(&self.child);
     }
+}
+
+/// Kills a program, which may have ended by itself.
+fn end(child: &Mutex<Child>) {
+    let mut child = lock(child);
+    let _ = child.kill();
+    let _ = child.wait();
+}
+
+/// What a test that failed left behind is still good for the others.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Runs a program to its end.
