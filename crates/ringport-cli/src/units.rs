@@ -13,6 +13,7 @@ fn split(text: &str) -> (&str, &str) {
 /// Parses a duration: a number with `us`, `ms`, `s`, `m` or `h`; without a unit it is seconds.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let (number, unit) = split(text.trim());
+    let number: f64 = number.parse().map_err(|_| "a number is missing; write for example 500ms or 30s".to_owned())?;
     let seconds = match unit.trim() {
         "us" => 1e-6,
         "ms" => 1e-3,
@@ -21,7 +22,6 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
         "h" => 3600.0,
         _ => return Err(format!("{unit:?} is no unit of time; use us, ms, s, m or h, as in 500ms")),
     };
-    let number: f64 = number.parse().map_err(|_| "a number is missing; write for example 500ms or 30s".to_owned())?;
     Duration::try_from_secs_f64(number * seconds)
         .ok()
         .filter(|duration| *duration <= DURATION_MAX)
@@ -47,6 +47,7 @@ impl FromStr for Timeout {
 /// Parses a number of bytes: `k`, `M`, `G` and `KiB`, `MiB`, `GiB` are powers of 1,024; `kB`, `MB`, `GB` of 1,000.
 pub(crate) fn bytes(text: &str) -> Result<u64, String> {
     let (number, unit) = split(text.trim());
+    let number: u64 = number.parse().map_err(|_| "a whole number is missing; write for example 10MiB".to_owned())?;
     let factor: u64 = match unit.trim().to_ascii_lowercase().as_str() {
         "" | "b" => 1,
         "k" | "kib" => 1 << 10,
@@ -57,7 +58,6 @@ pub(crate) fn bytes(text: &str) -> Result<u64, String> {
         "gb" => 1_000_000_000,
         _ => return Err(format!("{unit:?} is no unit of size; use k, M, G, KiB, MiB or GiB, as in 10MiB")),
     };
-    let number: u64 = number.parse().map_err(|_| "a whole number is missing; write for example 10MiB".to_owned())?;
     number.checked_mul(factor).ok_or_else(|| "too large".to_owned())
 }
 

@@ -1,0 +1,94 @@
+//! Peers that behave badly, while a healthy one goes on.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use socket2::SockRef;
+
+use crate::program::{Server, check_echo, engines, pattern};
+
+/// Runs an echo on `stream` until it is told to stop, and returns the number of messages and the slowest.
+fn probe(mut stream: TcpStream, stop: Arc<AtomicBool>) -> thread::JoinHandle<(usize, Duration)> {
+    thread::spawn(move || {
+        let (mut messages, mut slowest) = (0, Duration::ZERO);
+        while !stop.load(Ordering::Relaxed) {
+            let started = Instant::now();
+            check_echo(&mut stream, b"are you well?");
+            slowest = slowest.max(started.elapsed());
+            messages += 1;
+            thread::sleep(Duration::from_millis(1));
+        }
+        (messages, slowest)
+    })
+}
+
+#[test]
+fn resets_at_any_moment() {
+    for engine in engines() {
+        let mut server = Server::start(&["echo", "--engine", engine]);
+        let stop = Arc::new(AtomicBool::new(false));
+        let healthy = probe(server.connect(), Arc::clone(&stop));
+        let data = pattern(300_000);
+        for round in 0..200 {
+            let mut stream = server.connect();
+            SockRef::from(&stream).set_linger(Some(Duration::ZERO)).expect("closing resets");
+            stream.set_nonblocking(true).expect("a call that does not wait");
+            // Nothing, a little, or as much as fits, of which nothing or a part is read.
+            match round % 4 {
+                0 => {}
+                1 => drop(stream.write(&data[..round])),
+                2 => drop(stream.write(&data)),
+                _ => {
+                    let _ = stream.write(&data);
+                    thread::sleep(Duration::from_micros(50 * round as u64));
+                    let _ = stream.read(&mut [0; 1000]);
+                }
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+        let (messages, slowest) = healthy.join().expect("the healthy peer was served");
+        assert!(messages > 10 && slowest < Duration::from_secs(1), "{engine}: {messages}, slowest {slowest:?}");
+        assert_eq!(server.stop(), 0, "{engine}: {}", server.program.errors());
+        assert!(server.program.errors().contains("accepted=201"), "{engine}: {}", server.program.errors());
+    }
+}
+
+#[test]
+fn a_peer_that_never_reads_costs_bounded_memory() {
+    for engine in engines() {
+        for service in ["echo", "generate"] {
+            let server = Server::start(&[service, "--engine", engine, "--idle-timeout", "0"]);
+            let deaf: Vec<TcpStream> = (0..8).map(|_| server.connect()).collect();
+            let fill = |mut stream: &TcpStream| {
+                stream.set_nonblocking(true).expect("a call that does not wait");
+                let data = pattern(1 << 20);
+                let mut written = 0;
+                let end = Instant::now() + Duration::from_millis(80);
+                while Instant::now() < end && written < 64 << 20 {
+                    match stream.write(&data) {
+                        Ok(count) => written += count,
+                        Err(error) if error.kind() == ErrorKind::WouldBlock => thread::sleep(Duration::from_millis(2)),
+                        Err(error) => panic!("{engine}: {error}"),
+                    }
+                }
+            };
+            let before = server.program.resident_kib();
+            deaf.iter().for_each(fill);
+            let after = server.program.resident_kib();
+            // Each may hold the high mark and what was received before the pause; the pool itself is 8 MiB.
+            assert!(after < before + 16 * 1024, "{engine}, {service}: {before} KiB, then {after} KiB");
+            if service == "echo" {
+                let mut healthy = server.connect();
+                let started = Instant::now();
+                for _ in 0..100 {
+                    check_echo(&mut healthy, &pattern(1000));
+                }
+                assert!(started.elapsed() < Duration::from_secs(2), "{engine}: {:?}", started.elapsed());
+            }
+        }
+    }
+}

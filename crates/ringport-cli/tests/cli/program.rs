@@ -1,0 +1,228 @@
+//! Running the binary, and what the tests need around it.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Longest time that anything single may take.
+pub(crate) const LIMIT: Duration = Duration::from_secs(20);
+
+/// The binary under test.
+pub(crate) fn ringport() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_ringport"))
+}
+
+/// A running program. Killed when dropped.
+pub(crate) struct Program {
+    child: Child,
+    errors: Arc<Mutex<String>>,
+    reader: Option<thread::JoinHandle<()>>,
+}
+
+impl Program {
+    /// Starts `command` and collects what it writes to standard error.
+    pub(crate) fn start(command: &mut Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program starts");
+        let errors = Arc::new(Mutex::new(String::new()));
+        let mut lines = BufReader::new(child.stderr.take().expect("standard error is piped"));
+        let collected = Arc::clone(&errors);
+        let reader = thread::spawn(move || {
+            let mut line = String::new();
+            while lines.read_line(&mut line).is_ok_and(|count| count > 0) {
+                collected.lock().unwrap_or_else(PoisonError::into_inner).push_str(&line);
+                line.clear();
+            }
+        });
+        Self { child, errors, reader: Some(reader) }
+    }
+
+    pub(crate) fn stdout(&mut self) -> ChildStdout {
+        self.child.stdout.take().expect("standard output is piped and was not taken")
+    }
+
+    pub(crate) fn stdin(&mut self) -> std::process::ChildStdin {
+        self.child.stdin.take().expect("standard input is piped and was not taken")
+    }
+
+    /// What it has written to standard error so far; all of it once it has ended.
+    pub(crate) fn errors(&self) -> String {
+        self.errors.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub(crate) fn signal(&self, name: &str) {
+        let sent = Command::new("kill").args([format!("-{name}"), self.id().to_string()]).status();
+        assert!(sent.expect("kill runs").success(), "the program has ended already: {}", self.errors());
+    }
+
+    /// Waits for its end and returns its exit code.
+    pub(crate) fn exit_code(&mut self) -> i32 {
+        let end = Instant::now() + LIMIT;
+        let status = loop {
+            if let Some(status) = self.child.try_wait().expect("it can be waited for") {
+                break status;
+            }
+            assert!(Instant::now() < end, "it does not end: {}", self.errors());
+            thread::sleep(Duration::from_millis(5));
+        };
+        if let Some(reader) = self.reader.take() {
+            reader.join().expect("standard error was read");
+        }
+        status.code().unwrap_or_else(|| panic!("it was killed: {status}: {}", self.errors()))
+    }
+
+    /// Resident memory in KiB.
+    pub(crate) fn resident_kib(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.id())).expect("the process lives");
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("it has memory");
+        line.split_whitespace().nth(1).and_then(|kib| kib.parse().ok()).expect("a number")
+    }
+
+    /// Processor time so far.
+    pub(crate) fn cpu(&self) -> Duration {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.id())).expect("the process lives");
+        let (_, fields) = stat.rsplit_once(')').expect("the name is in parentheses");
+        let ticks: u64 =
+            fields.split_whitespace().skip(11).take(2).map(|field| field.parse::<u64>().expect("ticks")).sum();
+        Duration::from_millis(ticks * 10)
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Runs a program to its end.
+pub(crate) fn run(args: &[&str]) -> Output {
+    run_with_input(args, &[])
+}
+
+/// Runs a program on `input` to its end.
+pub(crate) fn run_with_input(args: &[&str], input: &[u8]) -> Output {
+    let mut program = Program::start(ringport().args(args).stdin(Stdio::piped()));
+    let (mut stdin, mut stdout) = (program.stdin(), program.stdout());
+    let input = input.to_vec();
+    // A program that ends early does not read it all.
+    let writer = thread::spawn(move || drop(stdin.write_all(&input)));
+    let reader = thread::spawn(move || {
+        let mut out = Vec::new();
+        stdout.read_to_end(&mut out).expect("its output can be read");
+        out
+    });
+    let code = program.exit_code();
+    writer.join().expect("input was written");
+    let stdout = reader.join().expect("output was read");
+    let status = std::os::unix::process::ExitStatusExt::from_raw(code << 8);
+    Output { status, stdout, stderr: program.errors().into_bytes() }
+}
+
+/// A server under test.
+pub(crate) struct Server {
+    pub(crate) program: Program,
+    /// What it said where it listens, line by line.
+    pub(crate) lines: Vec<String>,
+}
+
+impl Server {
+    /// Runs `ringport serve` with `args` on a free port of 127.0.0.1, unless they say where to listen.
+    pub(crate) fn start(args: &[&str]) -> Self {
+        let mut command = ringport();
+        command.arg("serve").args(args);
+        let listeners = args.iter().filter(|arg| **arg == "--listen").count();
+        if listeners == 0 {
+            command.args(["--listen", "127.0.0.1:0"]);
+        }
+        Self::start_command(&mut command, listeners.max(1))
+    }
+
+    /// Runs `command`, which is to announce so many listeners.
+    pub(crate) fn start_command(command: &mut Command, listeners: usize) -> Self {
+        let mut program = Program::start(command);
+        let (tell, told) = mpsc::channel();
+        let mut stdout = BufReader::new(program.stdout());
+        thread::spawn(move || {
+            for line in stdout.by_ref().lines().map_while(Result::ok) {
+                if tell.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        let line = |_| match told.recv_timeout(LIMIT) {
+            Ok(line) => line,
+            Err(_) => panic!("it does not listen: {}", program.errors()),
+        };
+        let lines = (0..listeners).map(line).collect();
+        Self { program, lines }
+    }
+
+    /// The address of its first listener.
+    pub(crate) fn address(&self) -> SocketAddr {
+        address_of(&self.lines[0])
+    }
+
+    pub(crate) fn connect(&self) -> TcpStream {
+        connect(self.address())
+    }
+
+    /// Ends it with SIGTERM and returns its exit code.
+    pub(crate) fn stop(&mut self) -> i32 {
+        self.program.signal("TERM");
+        self.program.exit_code()
+    }
+}
+
+/// The address in a line such as `listening tcp 127.0.0.1:6628 engine=io_uring workers=2`.
+pub(crate) fn address_of(line: &str) -> SocketAddr {
+    line.split(' ').nth(2).and_then(|text| text.parse().ok()).unwrap_or_else(|| panic!("no address in {line:?}"))
+}
+
+/// Connects, with limits on every later call.
+pub(crate) fn connect(to: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect_timeout(&to, LIMIT).expect("the server accepts");
+    stream.set_read_timeout(Some(LIMIT)).expect("a timeout can be set");
+    stream.set_write_timeout(Some(LIMIT)).expect("a timeout can be set");
+    stream
+}
+
+/// Sends `data` and expects it back.
+pub(crate) fn check_echo(stream: &mut (impl Read + Write), data: &[u8]) {
+    stream.write_all(data).expect("it takes data");
+    let mut back = vec![0; data.len()];
+    stream.read_exact(&mut back).expect("the data comes back");
+    assert!(back == data, "the echo differs");
+}
+
+/// Bytes in which every position can be told from its neighbours.
+pub(crate) fn pattern(length: usize) -> Vec<u8> {
+    (0..length).map(|at| (at.wrapping_mul(31) ^ (at >> 8).wrapping_mul(7) ^ (at >> 16)) as u8).collect()
+}
+
+/// The engines that work on this machine.
+pub(crate) fn engines() -> &'static [String] {
+    static ENGINES: OnceLock<Vec<String>> = OnceLock::new();
+    ENGINES.get_or_init(|| {
+        let output = run(&["engines", "--json"]);
+        let rows: serde_json::Value = serde_json::from_slice(&output.stdout).expect("it prints JSON");
+        let rows = rows.as_array().expect("a list");
+        let available = rows.iter().filter(|row| row["available"] == true);
+        let names: Vec<String> = available.filter_map(|row| row["name"].as_str().map(str::to_owned)).collect();
+        assert!(!names.is_empty(), "no engine works here");
+        names
+    })
+}
+
+/// A path in the folder for temporary files that no other test uses.
+pub(crate) fn temporary(name: &str) -> String {
+    format!("{}/ringport-{}-{name}", std::env::temp_dir().display(), std::process::id())
+}
