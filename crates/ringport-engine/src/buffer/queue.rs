@@ -17,7 +17,8 @@ const KEPT_PIECES: usize = 16;
 #[derive(Debug, Default)]
 pub struct SendQueue {
     front: Option<Chunk>,
-    rest: VecDeque<Chunk>,
+    /// Boxed, since most queues never have it and every connection has a queue.
+    rest: Option<Box<VecDeque<Chunk>>>,
     bytes: u64,
 }
 
@@ -25,7 +26,7 @@ impl SendQueue {
     /// An empty queue. Allocates nothing.
     #[must_use]
     pub const fn new() -> Self {
-        Self { front: None, rest: VecDeque::new(), bytes: 0 }
+        Self { front: None, rest: None, bytes: 0 }
     }
 
     /// Bytes in the queue.
@@ -38,7 +39,7 @@ impl SendQueue {
     /// Number of pieces in the queue.
     #[must_use]
     pub fn pieces(&self) -> usize {
-        usize::from(self.front.is_some()) + self.rest.len()
+        usize::from(self.front.is_some()) + self.rest.as_ref().map_or(0, |rest| rest.len())
     }
 
     /// Whether nothing is queued.
@@ -59,7 +60,7 @@ impl SendQueue {
         if self.front.is_none() {
             self.front = Some(piece);
         } else {
-            self.rest.push_back(piece);
+            self.rest.get_or_insert_default().push_back(piece);
         }
     }
 
@@ -70,7 +71,7 @@ impl SendQueue {
         }
         self.bytes += piece.len() as u64;
         if let Some(second) = self.front.replace(piece) {
-            self.rest.push_front(second);
+            self.rest.get_or_insert_default().push_front(second);
         }
     }
 
@@ -78,7 +79,7 @@ impl SendQueue {
     /// its own. Small writes in a row thus become one piece and one system call.
     pub fn write(&mut self, data: &[u8], pool: &Pool) {
         let mut left = data;
-        if let Some(Chunk::Buf(last)) = self.rest.back_mut().or(self.front.as_mut()) {
+        if let Some(Chunk::Buf(last)) = self.rest.as_mut().and_then(|rest| rest.back_mut()).or(self.front.as_mut()) {
             let count = last.append(left);
             self.bytes += count as u64;
             left = &left[count..];
@@ -101,10 +102,10 @@ impl SendQueue {
     pub fn pop(&mut self) -> Option<Chunk> {
         let piece = self.front.take()?;
         self.bytes -= piece.len() as u64;
-        if !self.rest.is_empty() {
-            self.front = self.rest.pop_front();
-            if self.rest.is_empty() && self.rest.capacity() > KEPT_PIECES {
-                self.rest = VecDeque::new();
+        if let Some(rest) = &mut self.rest {
+            self.front = rest.pop_front();
+            if rest.is_empty() && rest.capacity() > KEPT_PIECES {
+                self.rest = None;
             }
         }
         Some(piece)
@@ -119,7 +120,7 @@ impl SendQueue {
 
     /// The pieces in order.
     pub fn iter(&self) -> impl Iterator<Item = &Chunk> {
-        self.front.iter().chain(&self.rest)
+        self.front.iter().chain(self.rest.iter().flat_map(|rest| rest.iter()))
     }
 
     /// Drops the first `count` bytes: pieces that were sent wholly are gone, one sent in part is shortened.

@@ -139,10 +139,11 @@ impl Context {
         let timers = &self.timers;
         if let Some(session) = self.sessions.get_mut(conn.slot()).and_then(Option::as_mut) {
             // The list is for cancelling them at the end. It is pruned before it grows, and so stays short.
-            if session.timers.len() == session.timers.capacity() {
-                session.timers.retain(|timer| timers.is_set(*timer));
+            let own = session.timers.get_or_insert_default();
+            if own.len() == own.capacity() {
+                own.retain(|timer| timers.is_set(*timer));
             }
-            session.timers.push(timer);
+            own.push(timer);
         }
         timer
     }
@@ -217,7 +218,7 @@ impl Context {
         if let Some(key) = session.timer {
             self.timers.cancel(key);
         }
-        for timer in &session.timers {
+        for timer in session.timers.iter().flat_map(|timers| timers.iter()) {
             self.timers.cancel_user(*timer);
         }
         Some(session)

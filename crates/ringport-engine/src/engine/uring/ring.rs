@@ -205,6 +205,9 @@ impl Ring {
     }
 }
 
+/// Slots in the ring at first. It doubles whenever a turn has used more than half of them.
+const FIRST_SLOTS: u32 = 64;
+
 /// Small slots of the pool, lent to the kernel.
 ///
 /// The memory of this ring and the slots in it belong to the kernel as long as a receive may be armed, so the engine
@@ -216,6 +219,9 @@ pub(super) struct BufferRing {
     tail: u16,
     /// Slots in the ring that no completion has named yet.
     lent: u32,
+    /// Slots that the ring should have. The kernel goes round through all of them, so that each is memory that is
+    /// touched; there are only as many as the load has shown to need.
+    target: u32,
     /// Free slots that are left for [`Pool::writable`].
     reserve: u32,
 }
@@ -233,7 +239,8 @@ impl BufferRing {
             .map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
         // SAFETY: the layout is not empty.
         let memory = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or(io::ErrorKind::OutOfMemory)?;
-        let mut this = Self { entries: memory.cast(), layout, mask: (capacity - 1) as u16, tail: 0, lent: 0, reserve };
+        let mask = (capacity - 1) as u16;
+        let mut this = Self { entries: memory.cast(), layout, mask, tail: 0, lent: 0, target: FIRST_SLOTS, reserve };
         let address = this.entries.as_ptr() as u64;
         // SAFETY: the memory holds `capacity` entries and lives until `this` is dropped, which happens when the kernel
         // has no receive left that could use it (see the type).
@@ -248,11 +255,16 @@ impl BufferRing {
         self.lent
     }
 
-    /// Lends the free slots and makes them visible to the kernel, all at once.
+    /// Lends free slots up to the target and makes them visible to the kernel, all at once.
     #[inline]
     pub(super) fn refill(&mut self, pool: &Pool) {
         let before = self.tail;
-        while pool.free(SlotClass::Small) > self.reserve
+        if self.lent < self.target / 2 && self.tail != 0 {
+            // One turn used up more than half: the next may need more than there are.
+            self.target = (self.target * 2).min(u32::from(self.mask) + 1);
+        }
+        while self.lent < self.target
+            && pool.free(SlotClass::Small) > self.reserve
             && let Some(slot) = pool.lend(SlotClass::Small)
         {
             self.write(slot, pool);
