@@ -53,7 +53,9 @@ impl<E: Engine> Worker<E> {
         for listening in &self.listeners {
             self.engine.unlisten(listening.id);
         }
-        self.drain_step();
+        // Not at once: a turn begins with events that are not handled yet, and after a long turn a connection whose
+        // data is among them looks quiet. Timers come after the events.
+        self.context.timers.insert(self.context.now, Timer::Drain);
     }
 
     /// Closes what may be closed by now.
