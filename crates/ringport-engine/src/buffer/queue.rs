@@ -18,6 +18,7 @@ const KEPT_PIECES: usize = 16;
 pub struct SendQueue {
     front: Option<Chunk>,
     /// Boxed, since most queues never have it and every connection has a queue.
+    #[expect(clippy::box_collection, reason = "16 bytes a connection")]
     rest: Option<Box<VecDeque<Chunk>>>,
     bytes: u64,
 }
