@@ -1,0 +1,297 @@
+#!/usr/bin/env python3
+"""Measures ringport beside hand-written servers and runtimes, and says where it stands.
+
+    scripts/measure.py --suite matrix --rounds 6 --markdown bench-out/matrix.md
+    scripts/measure.py --analyse bench-out/*.jsonl --markdown bench-out/all.md
+
+It drives the lab (a load generator and the other servers), in a network namespace of its own: one server on core 0, the
+load on core 1, rounds interleaved. Needs root for the namespace, and a quiet machine: build nothing meanwhile. What every
+number means is said in ratios.py. The exit code is 0 whatever the verdicts are, and 1 only if nothing could be measured.
+"""
+
+import argparse
+import datetime
+import os
+import platform
+import shutil
+import subprocess
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import ratios  # noqa: E402 (beside this file, wherever that is called from)
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+URING, EPOLL = "ringport-uring", "ringport-epoll"
+TWIN = "-2"  # the same command under a second name: the control
+ENVELOPE = ["limit", "limit-inc", "limit-poll", "epoll-c", "mio"]
+READINESS = ["epoll-c", "mio"]
+RUNTIMES = ["tokio", "monoio", "compio", "glommio", "tokio-uring", "smol", "asio", "libuv"]
+ENVELOPE_BOUND = 1.05
+LEAD_OVER_TOKIO = 1.2  # with at least this many connections:
+LEAD_CONNECTIONS = 1000
+
+# Suite of ours: suite of the lab, servers beside ringport, cells of the lab's suite (all if empty).
+SUITES = {
+    "matrix": ("key2", ENVELOPE + ["tokio"], ""),
+    "runtimes": ("key2", RUNTIMES, ""),
+    "idle": ("idle", ENVELOPE + RUNTIMES, ""),
+    "open": ("open", ENVELOPE + RUNTIMES, ""),
+    "churn": ("extra", ENVELOPE + RUNTIMES, "churn"),
+}
+
+
+class CannotMeasure(Exception):
+    pass
+
+
+def main():
+    options = parse_arguments()
+    try:
+        files = options.analyse or measure(options)
+        runs = ratios.Runs.read(files)
+        if not runs.usable():
+            raise CannotMeasure(f"none of {runs.total} runs can be used ({runs.noisy} noisy, {len(runs.failed)} failed)")
+    except (CannotMeasure, OSError, ValueError, KeyError, subprocess.SubprocessError) as error:
+        print(f"measure: {error}", file=sys.stderr)
+        return 1
+    text = report(runs)
+    print(text)
+    if options.markdown:
+        os.makedirs(os.path.dirname(os.path.abspath(options.markdown)), exist_ok=True)
+        with open(options.markdown, "w", encoding="utf-8") as file:
+            file.write(text)
+    return 0
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--suite", choices=[*SUITES, "all"], default="matrix")
+    add("--rounds", type=int, default=6, help="interleaved rounds; at least 6 for a verdict")
+    add("--ms", type=int, default=3000, help="length of one run")
+    add("--cells", default="", help="only cells whose name contains one of these, as in 'c50 s64,c1000'")
+    add("--servers", default="", help="only these of the other servers")
+    add("--cc", default="", help="TCP congestion control (the machine's by default)")
+    add("--lab", default="/tmp/lab", help="where the lab is built, or will be")
+    add("--lab-source", default=os.path.join(ROOT, "..", "shared", "lab"))
+    add("--binary", default=os.path.join(ROOT, "target", "release", "ringport"))
+    add("--uring", default="", help="another command for the io_uring server; {port} and {service} are replaced")
+    add("--epoll", default="", help="another command for the epoll server")
+    add("--markdown", default="", metavar="FILE", help="write the report there, too")
+    add("--analyse", nargs="+", default=[], metavar="FILE", help="measure nothing, report on these results")
+    return parser.parse_args()
+
+
+def measure(options):
+    """Runs the suites and returns the names of the files with their results."""
+    commands = ringport_commands(options)
+    prepare_lab(options.lab, options.lab_source)
+    folder = os.path.join(ROOT, "bench-out")
+    os.makedirs(folder, exist_ok=True)
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    files = []
+    for suite in SUITES if options.suite == "all" else [options.suite]:
+        lab_suite, others, cells = SUITES[suite]
+        if options.servers:
+            others = [name for name in others if name in options.servers.split(",")]
+        files.append(os.path.join(folder, f"{suite}-{stamp}.jsonl"))
+        command = ["unshare", "-n", sys.executable, os.path.join(options.lab, "run.py"), lab_suite]
+        command += ["--out", files[-1], "--rounds", str(options.rounds), "--ms", str(options.ms)]
+        command += ["--only", ",".join([*commands, *others]), "--cells", options.cells or cells]
+        command += ["--cc", options.cc] if options.cc else []
+        for name, server in commands.items():
+            command += ["--server", f"{name}={server}"]
+        # The progress goes to standard error: standard output is for the report.
+        if subprocess.run(command, stdout=sys.stderr).returncode != 0:
+            raise CannotMeasure(f"the lab failed in suite {suite} (it needs root for a network namespace)")
+        if not os.path.exists(files[-1]):
+            raise CannotMeasure(f"suite {suite} has no cell that matches {options.cells!r}")
+    return files
+
+
+def ringport_commands(options):
+    """Each engine and its twin."""
+    commands = {}
+    for name, engine, given in ((URING, "io_uring", options.uring), (EPOLL, "epoll", options.epoll)):
+        if not given and not os.access(options.binary, os.X_OK):
+            raise CannotMeasure(f"{options.binary} is missing: cargo build --release")
+        binary = os.path.abspath(options.binary)
+        # The load connects to four loopback addresses, so that ports suffice: the server listens on all of them.
+        command = given or f"{binary} serve {{service}} --listen 0.0.0.0:{{port}} --engine {engine} --workers 1"
+        commands[name] = commands[name + TWIN] = command
+    return commands
+
+
+def prepare_lab(lab, source):
+    """Copies and builds the lab, unless that was done before."""
+    if os.access(os.path.join(lab, "target", "release", "loadgen"), os.X_OK):
+        return
+    if not os.path.isdir(source):
+        raise CannotMeasure(f"no lab is built in {lab}, and {source} does not exist")
+    shutil.copytree(source, lab, dirs_exist_ok=True)
+    for command in (["cargo", "build", "--release"], ["make", "-C", "c"]):
+        environment = {name: value for name, value in os.environ.items() if name != "CARGO_TARGET_DIR"}
+        if subprocess.run(command, cwd=lab, env=environment, stdout=sys.stderr).returncode != 0:
+            raise CannotMeasure(f"{' '.join(command)} failed in {lab}")
+
+
+# The report. Every cell that was tried appears in it, also those that fall short or have no result.
+
+
+def report(runs):
+    parts = [heading(runs)]
+    echo = [cell for cell in runs.cells if cell.startswith("echo") and "rate=" not in cell and "spin=" not in cell]
+    if echo:
+        parts += [medians(runs, echo), envelope(runs, echo), runtimes(runs, echo), ping_pong(runs, echo)]
+    parts.append(plain(runs, [cell for cell in runs.cells if "rate=" in cell], "At a fixed rate", [
+        ("p50, µs", "p50_us"), ("p99, µs", "p99_us"), ("CPU, µs a message", ratios.CPU)]))
+    parts.append(plain(runs, [cell for cell in runs.cells if cell.startswith("churn")], "Connect, one echo, close", [
+        ("connections a second", "msgs_s"), ("CPU, µs each", ratios.CPU), ("p99, µs", "p99_us")]))
+    parts.append(plain(runs, [cell for cell in runs.cells if cell.startswith("idle")], "Idle connections", [
+        ("bytes each, never used", "bytes_per_conn_fresh"), ("bytes each, after an echo", "bytes_per_conn_used")]))
+    parts.append(failures(runs))
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def heading(runs):
+    rounds = {number for cell in runs.cells.values() for label in cell.values() for number in label}
+    congestion = ", ".join(sorted(runs.congestion))
+    return (
+        f"{datetime.date.today()}, Linux {platform.release()}, {os.cpu_count()} cores, {congestion}, "
+        f"{len(rounds)} rounds, {runs.total} runs; {runs.noisy} dropped because other work used more than "
+        f"{ratios.NOISE_PCT:.0f} % of a core, {sum(map(len, runs.failed.values()))} failed."
+    )
+
+
+def table(header, rows):
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def short(cell):
+    """`echo c50 s64 p16 rate=5` as `50 × 64, 16 deep, rate=5`."""
+    words = dict((word[0], word[1:]) for word in cell.split()[1:] if word[0] in "csp" and word[1:].isdigit())
+    if not {"c", "s", "p"} <= words.keys():
+        return cell
+    deep = [f"{words['p']} deep"] if words["p"] != "1" else []
+    return ", ".join([f"{words['c']} × {words['s']}", *deep, *cell.split()[4:]])
+
+
+def number(value):
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
+def verdict(answer):
+    return {True: "yes", False: "**no**", None: "–"}[answer]
+
+
+def labels(runs, cells):
+    """The servers of these cells in the order of their first appearance, without the twins."""
+    found = dict.fromkeys(label for cell in cells for label in runs.cells[cell])
+    return [label for label in found if label not in (URING + TWIN, EPOLL + TWIN)]
+
+
+def medians(runs, cells):
+    names = labels(runs, cells)
+    rows = []
+    for cell in cells:
+        values = {name: runs.median(cell, name) for name in names}
+        lowest = min((value for value in values.values() if value is not None), default=None)
+        is_lowest = {name: lowest is not None and value == lowest for name, value in values.items()}
+        rows.append([short(cell), *(f"**{number(values[name])}**" if is_lowest[name] else number(values[name]) for name in names)])
+    title = "Server CPU time a message, µs, medians (connections × bytes)"
+    return f"### {title}\n\n" + table(["cell", *names], rows)
+
+
+def envelope(runs, cells):
+    rows = []
+    for cell in cells:
+        row = [short(cell)]
+        for name, columns in ((URING, ENVELOPE), (EPOLL, READINESS)):
+            ratio = ratios.against_best(runs, cell, name, columns)
+            noise = ratios.control(runs, cell, name, name + TWIN)
+            within = ratios.within(ratio, ENVELOPE_BOUND, noise)
+            row += [shown(ratio), f"{noise.upper:.3f}" if noise else "–", verdict(within)]
+        rows.append(row)
+    header = ["cell", "io_uring / best of five", "control", "within", "epoll / best of two", "control", "within"]
+    return (
+        f"### Against the best hand-written server of each cell\n\n{table(header, rows)}\n\n"
+        "Ratio of CPU time a message: the median of paired rounds and its 95 % upper bound, against the best column, which is "
+        "chosen in one half of the rounds and compared in the other. *control*: the same bound between two identical "
+        f"servers. *within*: bound ≤ {ENVELOPE_BOUND} × control; no verdict on fewer than {ratios.FEWEST_ROUNDS} rounds. Best of five: {', '.join(ENVELOPE)}; of two: "
+        f"{', '.join(READINESS)}."
+    )
+
+
+def shown(ratio):
+    if ratio is None:
+        return "–"
+    note = "" if ratio.crossed else ", one round: not crossed"
+    return f"{ratio.median:.3f} (≤ {ratio.upper:.3f}, {ratio.against}{note})"
+
+
+def runtime_verdicts(runs, cell):
+    """Name of the comparison, ratio, bound and verdict for each runtime of the cell.
+
+    Ahead of a runtime means that the whole bound lies below 1. With one connection both wait for the network most of the
+    time, and it is enough to be no worse than the control can tell.
+    """
+    connections = ratios.connections(cell)
+    noise = ratios.control(runs, cell, URING, URING + TWIN)
+    found = []
+    for name in RUNTIMES:
+        ratio = ratios.paired(runs, cell, URING, name)
+        if ratio is None:
+            continue
+        if connections == 1:
+            found.append((name, ratio, "1 × control", ratios.within(ratio, 1.0, noise)))
+            continue
+        found.append((name, ratio, "< 1", ratio.upper < 1.0 if ratio.enough else None))
+        if name == "tokio" and connections >= LEAD_CONNECTIONS:
+            bound = 1 / LEAD_OVER_TOKIO
+            label = f"{bound:.3f} × control"
+            found.append((f"tokio by {LEAD_OVER_TOKIO}", ratio, label, ratios.within(ratio, bound, noise)))
+    return found
+
+
+def runtimes(runs, cells):
+    rows = []
+    for cell in cells:
+        for name, ratio, bound, answer in runtime_verdicts(runs, cell):
+            rows.append([short(cell), name, f"{ratio.median:.3f} (≤ {ratio.upper:.3f})", bound, verdict(answer)])
+    if not rows:
+        return ""
+    header = ["cell", "against", f"{URING} / it", "bound", "ahead"]
+    return "### Against the runtimes\n\n" + table(header, rows)
+
+
+def ping_pong(runs, cells):
+    single = [cell for cell in cells if ratios.connections(cell) == 1]
+    return plain(runs, single, "One connection", [("p50, µs", "p50_us"), ("p99, µs", "p99_us")])
+
+
+def plain(runs, cells, title, columns):
+    """Medians of some fields for each server, without a verdict."""
+    rows = []
+    for cell in cells:
+        for name in labels(runs, [cell]):
+            rows.append([short(cell), name, *(number(runs.median(cell, name, field)) for _, field in columns)])
+    if not rows:
+        return ""
+    return f"### {title}\n\n" + table(["cell", "server", *(name for name, _ in columns)], rows)
+
+
+def failures(runs):
+    if not runs.failed:
+        return ""
+    lines = ["### Failed runs", ""]
+    for (cell, label), errors in sorted(runs.failed.items()):
+        times = "1 time" if len(errors) == 1 else f"{len(errors)} times"
+        lines.append(f"- {label} in `{cell}` ({times}): {errors[0]}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
