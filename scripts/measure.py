@@ -1,230 +1,297 @@
 #!/usr/bin/env python3
-"""Measures ringport against the hand-written servers and the runtimes of the lab, and says what may be claimed.
+"""Measures ringport beside hand-written servers and runtimes, and says where it stands.
 
-    scripts/measure.py run  [--suite matrix|runtimes|idle|open|churn|all] [--rounds 6] [--ms 1500] [--cells 'c50 s64,…']
-    scripts/measure.py report [--markdown FILE]
+    scripts/measure.py --suite matrix --rounds 6 --markdown bench-out/matrix.md
+    scripts/measure.py --analyse bench-out/*.jsonl --markdown bench-out/all.md
 
-`run` interleaves all servers in each round and appends a JSON line for each measurement to bench-out/SUITE.jsonl;
-`report` reads what is there. The server has core 0, the load core 1, congestion control is reno, in a network
-namespace of its own. Run it as root on an otherwise idle machine.
-
-What is compared is the server's CPU time per message. A bound is met when the 95 % bootstrap upper bound of the
-median of the paired ratios (same round, same cell) is within the bound times that of an identical control, a second
-ringport that differs in nothing. The envelope of a cell is the best hand-written server, chosen in the even rounds and
-compared in the odd ones and the other way round: the smallest of several noisy columns would flatter them.
+It drives the lab (a load generator and the other servers), in a network namespace of its own: one server on core 0, the
+load on core 1, rounds interleaved. Needs root for the namespace, and a quiet machine: build nothing meanwhile. What every
+number means is said in ratios.py. The exit code is 0 whatever the verdicts are, and 1 only if nothing could be measured.
 """
-import argparse, glob, json, os, random, shutil, statistics, subprocess, sys
+
+import argparse
+import datetime
+import os
+import platform
+import shutil
+import subprocess
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import ratios  # noqa: E402 (beside this file, wherever that is called from)
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-OUT = os.path.join(ROOT, "bench-out")
-HAND_WRITTEN = ["limit", "limit-inc", "limit-poll", "epoll-c", "mio"]
+URING, EPOLL = "ringport-uring", "ringport-epoll"
+TWIN = "-2"  # the same command under a second name: the control
+ENVELOPE = ["limit", "limit-inc", "limit-poll", "epoll-c", "mio"]
+READINESS = ["epoll-c", "mio"]
 RUNTIMES = ["tokio", "monoio", "compio", "glommio", "tokio-uring", "smol", "asio", "libuv"]
-OURS = {"ringport": "io_uring", "ringport control": "io_uring", "ringport epoll": "epoll", "ringport epoll control": "epoll"}
-URING = ["ringport", "ringport control"]
-CPU = "srv_cpu_s_per_mmsg"
-# suite -> (suite of the lab, servers)
+ENVELOPE_BOUND = 1.05
+LEAD_OVER_TOKIO = 1.2  # with at least this many connections:
+LEAD_CONNECTIONS = 1000
+
+# Suite of ours: suite of the lab, servers beside ringport, cells of the lab's suite (all if empty).
 SUITES = {
-    "matrix": ("key2", HAND_WRITTEN + list(OURS)),
-    "runtimes": ("key2", RUNTIMES + URING),
-    "idle": ("idle", ["limit", "epoll-c", "mio", "tokio", "libuv", "ringport", "ringport epoll"]),
-    "open": ("open", HAND_WRITTEN + list(OURS)),
-    "churn": ("extra", ["limit", "epoll-c", "mio", "libuv"] + URING + ["ringport epoll"]),
+    "matrix": ("key2", ENVELOPE + ["tokio"], ""),
+    "runtimes": ("key2", RUNTIMES, ""),
+    "idle": ("idle", ENVELOPE + RUNTIMES, ""),
+    "open": ("open", ENVELOPE + RUNTIMES, ""),
+    "churn": ("extra", ENVELOPE + RUNTIMES, "churn"),
 }
-RESAMPLES, NOISE_PERCENT = 2000, 25
 
 
-def prepare_lab(lab):
-    """Builds a copy of the lab, which stands beside the checkout, and returns where it is."""
-    if not os.path.exists(os.path.join(lab, "run.py")):
-        shutil.copytree(os.path.join(ROOT, "..", "shared", "lab"), lab)
-        subprocess.run(["chmod", "-R", "u+w", lab], check=True)
-    if not os.path.exists(os.path.join(lab, "target/release/loadgen")):
-        subprocess.run(["cargo", "build", "--release"], cwd=lab, check=True)
-    if not os.path.exists(os.path.join(lab, "c/bin/epoll_et")):
-        print("building the C and C++ peers (Debian: libuv1-dev libasio-dev g++)", file=sys.stderr)
-        subprocess.run(["make", "-C", "c"], cwd=lab, check=False)
-    return lab
-
-
-def run(a):
-    lab = prepare_lab(os.path.abspath(a.lab))
-    program = os.path.abspath(a.program)
-    if not os.path.exists(program):
-        subprocess.run(["cargo", "build", "--release", "-p", "ringport-cli"], cwd=ROOT, check=True)
-    os.makedirs(OUT, exist_ok=True)
-    for suite in SUITES if a.suite == "all" else [a.suite]:
-        lab_suite, servers = SUITES[suite]
-        command = ["unshare", "-n", sys.executable, "run.py", lab_suite, "--cc", "reno", "--rounds", str(a.rounds),
-                   "--ms", str(a.ms), "--out", os.path.join(OUT, suite + ".jsonl"), "--only", ",".join(servers)]
-        cells = a.cells or ("churn" if suite == "churn" else "")
-        command += ["--cells", cells] if cells else []
-        for name, engine in OURS.items():
-            # The load connects to several loopback addresses, so that this listens on all of them.
-            serve = f"{program} serve {{service}} --listen 0.0.0.0:{{port}} --engine {engine} --workers 1"
-            command += ["--server", f"{name}={serve}"]
-        subprocess.run(command, cwd=lab, check=True)
-
-
-def load(suite):
-    """Runs of a suite by cell, server and round; and how many were dropped because other work disturbed them."""
-    runs, dropped, start = {}, 0, 0
-    for path in glob.glob(os.path.join(OUT, suite + ".jsonl")):
-        last = 0
-        for line in open(path):
-            r = json.loads(line)
-            # Rounds are numbered from 0 in every run of the lab; several runs follow each other in one file.
-            if r["round"] < last:
-                start += 1000
-            last = r["round"]
-            if "error" in r or r.get("other_pct", 0) > NOISE_PERCENT:
-                dropped += 1
-                continue
-            runs.setdefault(r["cell"], {}).setdefault(r["label"], {})[start + r["round"]] = r
-    return runs, dropped
-
-
-def ratios(cell, ours, theirs, metric=CPU):
-    """Ratios of the same rounds."""
-    a, b = cell.get(ours, {}), cell.get(theirs, {})
-    return [a[r][metric] / b[r][metric] for r in sorted(a.keys() & b.keys()) if b[r].get(metric)]
-
-
-def best(cell, columns, rounds, metric=CPU):
-    """The column with the smallest median over these rounds."""
-    def middle(column):
-        values = [cell[column][r][metric] for r in rounds if r in cell.get(column, {})]
-        return statistics.median(values) if values else float("inf")
-    return min(columns, key=middle)
-
-
-def envelope_ratios(cell, ours, columns, metric=CPU):
-    """Ratios to the best column, chosen in the other half of the rounds. Also the columns that were chosen."""
-    rounds = sorted(cell.get(ours, {}))
-    found, chosen = [], []
-    for half in (0, 1):
-        column = best(cell, columns, [r for i, r in enumerate(rounds) if i % 2 != half], metric)
-        chosen.append(column)
-        here = [r for i, r in enumerate(rounds) if i % 2 == half and r in cell.get(column, {})]
-        found += [cell[ours][r][metric] / cell[column][r][metric] for r in here]
-    return found, chosen
-
-
-def upper(values):
-    """Upper end of the 95 % bootstrap interval of the median."""
-    if len(values) < 2:
-        return float("nan")
-    rng = random.Random(1)
-    medians = sorted(statistics.median(rng.choices(values, k=len(values))) for _ in range(RESAMPLES))
-    return medians[int(RESAMPLES * 0.975)]
-
-
-def verdict(values, control, bound):
-    """Whether `values` are within `bound`, as far as the noise of the control lets us say."""
-    if len(values) < 2 or len(control) < 2:
-        return "too few rounds"
-    # The control's ratio may lie on either side of 1; its distance is the noise.
-    noise = max(upper(control), upper([1 / x for x in control]))
-    return "yes" if upper(values) <= bound * noise else "no"
-
-
-def middle(cell, column, metric=CPU):
-    values = [r[metric] for r in cell.get(column, {}).values() if metric in r]
-    return statistics.median(values) if values else float("nan")
-
-
-def name_of(cell):
-    """`echo c50 s64 p16` as a person writes it."""
-    parts = dict((w[0], w[1:]) for w in cell.split()[1:] if w[1:].isdigit())
-    deep = f", {parts['p']} deep" if parts.get("p", "1") != "1" else ""
-    return f"{int(parts['c']):,} × {int(parts['s']):,}{deep}" if "c" in parts and "s" in parts else cell
-
-
-def matrix_table(out):
-    runs, dropped = load("matrix")
-    if not runs:
-        return
-    rounds = max(len(r) for cell in runs.values() for r in cell.values())
-    out.append(f"Server CPU, µs a message (medians of up to {rounds} interleaved rounds; {dropped} runs dropped as disturbed):\n")
-    out.append("| connections × bytes | limit | limit-inc | limit-poll | epoll-c | mio | **io_uring** | **epoll** "
-               "| io_uring / best (upper, control) | ≤ 1.05 | epoll / best of epoll-c, mio (upper, control) | ≤ 1.05 |")
-    out.append("|---|" + "---|" * 11)
-    for cell, columns in runs.items():
-        row = [name_of(cell)] + [f"{middle(columns, c):.3g}" for c in HAND_WRITTEN + ["ringport", "ringport epoll"]]
-        for ours, against in (("ringport", HAND_WRITTEN), ("ringport epoll", ["epoll-c", "mio"])):
-            values, _ = envelope_ratios(columns, ours, against)
-            control = ratios(columns, ours + " control", ours)
-            if len(values) < 2:
-                row += ["–", "too few rounds"]
-                continue
-            row.append(f"{statistics.median(values):.2f} ({upper(values):.2f}, {upper(control):.2f})")
-            row.append(verdict(values, control, 1.05))
-        out.append("| " + " | ".join(row) + " |")
-    out.append("")
-
-
-def runtimes_table(out):
-    runs, dropped = load("runtimes")
-    if not runs:
-        return
-    out.append(f"The runtimes: their server CPU a message as a multiple of ringport's (io_uring); {dropped} runs dropped:\n")
-    out.append("| connections × bytes | ringport µs | " + " | ".join(RUNTIMES) + " | ahead of all |")
-    out.append("|---|---|" + "---|" * (len(RUNTIMES) + 1))
-    for cell, columns in runs.items():
-        row, behind = [name_of(cell), f"{middle(columns, 'ringport'):.3g}"], []
-        control = ratios(columns, "ringport control", "ringport")
-        alone = " c1 " in cell
-        for runtime in RUNTIMES:
-            values = ratios(columns, "ringport", runtime)
-            row.append(f"{1 / statistics.median(values):.2f}" if values else "–")
-            if values and (verdict(values, control, 1.0) != "yes" if alone else upper(values) >= 1):
-                behind.append(runtime)
-        row.append("yes" if not behind else "not shown: " + ", ".join(behind))
-        out.append("| " + " | ".join(row) + " |")
-    out.append("")
-
-
-def simple_table(out, suite, title, metrics, columns):
-    runs, _ = load(suite)
-    for cell, found in runs.items():
-        out.append(f"{title} ({cell}):\n")
-        out.append("| server | " + " | ".join(label for _, label in metrics) + " |")
-        out.append("|---|" + "---|" * len(metrics))
-        for column in columns:
-            if column in found:
-                out.append(f"| {column} | " + " | ".join(f"{middle(found, column, m):,.4g}" for m, _ in metrics) + " |")
-        out.append("")
-
-
-def report(a):
-    out = []
-    matrix_table(out)
-    runtimes_table(out)
-    latency = [("p50_us", "p50 µs"), ("p99_us", "p99 µs"), (CPU, "CPU µs a message")]
-    simple_table(out, "open", "Open loop", latency, HAND_WRITTEN + ["ringport", "ringport epoll"])
-    simple_table(out, "churn", "Connect, one echo, close", [("msgs_s", "connections/s"), (CPU, "CPU µs each")], SUITES["churn"][1])
-    simple_table(out, "idle", "Idle connections", [("bytes_per_conn_fresh", "bytes each, new"), ("bytes_per_conn_used", "after one echo")], SUITES["idle"][1])
-    text = "\n".join(out)
-    print(text)
-    if a.markdown:
-        with open(a.markdown, "w") as f:
-            f.write(text)
+class CannotMeasure(Exception):
+    pass
 
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    sub = p.add_subparsers(dest="command", required=True)
-    r = sub.add_parser("run", help="measure")
-    r.add_argument("--suite", choices=list(SUITES) + ["all"], default="matrix")
-    r.add_argument("--rounds", type=int, default=6)
-    r.add_argument("--ms", type=int, default=1500)
-    r.add_argument("--cells", default="", help="parts of cell names, separated by commas; all if empty")
-    r.add_argument("--lab", default="/tmp/lab", help="where the lab is built, or is to be")
-    r.add_argument("--program", default=os.path.join(ROOT, "target/release/ringport"))
-    s = sub.add_parser("report", help="evaluate what was measured")
-    s.add_argument("--markdown", default="", metavar="FILE", help="also write the tables to FILE")
-    a = p.parse_args()
-    run(a) if a.command == "run" else report(a)
+    options = parse_arguments()
+    try:
+        files = options.analyse or measure(options)
+        runs = ratios.Runs.read(files)
+        if not runs.usable():
+            raise CannotMeasure(f"none of {runs.total} runs can be used ({runs.noisy} noisy, {len(runs.failed)} failed)")
+    except (CannotMeasure, OSError, ValueError, KeyError, subprocess.SubprocessError) as error:
+        print(f"measure: {error}", file=sys.stderr)
+        return 1
+    text = report(runs)
+    print(text)
+    if options.markdown:
+        os.makedirs(os.path.dirname(os.path.abspath(options.markdown)), exist_ok=True)
+        with open(options.markdown, "w", encoding="utf-8") as file:
+            file.write(text)
+    return 0
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--suite", choices=[*SUITES, "all"], default="matrix")
+    add("--rounds", type=int, default=6, help="interleaved rounds; at least 6 for a verdict")
+    add("--ms", type=int, default=3000, help="length of one run")
+    add("--cells", default="", help="only cells whose name contains one of these, as in 'c50 s64,c1000'")
+    add("--servers", default="", help="only these of the other servers")
+    add("--cc", default="", help="TCP congestion control (the machine's by default)")
+    add("--lab", default="/tmp/lab", help="where the lab is built, or will be")
+    add("--lab-source", default=os.path.join(ROOT, "..", "shared", "lab"))
+    add("--binary", default=os.path.join(ROOT, "target", "release", "ringport"))
+    add("--uring", default="", help="another command for the io_uring server; {port} and {service} are replaced")
+    add("--epoll", default="", help="another command for the epoll server")
+    add("--markdown", default="", metavar="FILE", help="write the report there, too")
+    add("--analyse", nargs="+", default=[], metavar="FILE", help="measure nothing, report on these results")
+    return parser.parse_args()
+
+
+def measure(options):
+    """Runs the suites and returns the names of the files with their results."""
+    commands = ringport_commands(options)
+    prepare_lab(options.lab, options.lab_source)
+    folder = os.path.join(ROOT, "bench-out")
+    os.makedirs(folder, exist_ok=True)
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    files = []
+    for suite in SUITES if options.suite == "all" else [options.suite]:
+        lab_suite, others, cells = SUITES[suite]
+        if options.servers:
+            others = [name for name in others if name in options.servers.split(",")]
+        files.append(os.path.join(folder, f"{suite}-{stamp}.jsonl"))
+        command = ["unshare", "-n", sys.executable, os.path.join(options.lab, "run.py"), lab_suite]
+        command += ["--out", files[-1], "--rounds", str(options.rounds), "--ms", str(options.ms)]
+        command += ["--only", ",".join([*commands, *others]), "--cells", options.cells or cells]
+        command += ["--cc", options.cc] if options.cc else []
+        for name, server in commands.items():
+            command += ["--server", f"{name}={server}"]
+        # The progress goes to standard error: standard output is for the report.
+        if subprocess.run(command, stdout=sys.stderr).returncode != 0:
+            raise CannotMeasure(f"the lab failed in suite {suite} (it needs root for a network namespace)")
+        if not os.path.exists(files[-1]):
+            raise CannotMeasure(f"suite {suite} has no cell that matches {options.cells!r}")
+    return files
+
+
+def ringport_commands(options):
+    """Each engine and its twin."""
+    commands = {}
+    for name, engine, given in ((URING, "io_uring", options.uring), (EPOLL, "epoll", options.epoll)):
+        if not given and not os.access(options.binary, os.X_OK):
+            raise CannotMeasure(f"{options.binary} is missing: cargo build --release")
+        binary = os.path.abspath(options.binary)
+        # The load connects to four loopback addresses, so that ports suffice: the server listens on all of them.
+        command = given or f"{binary} serve {{service}} --listen 0.0.0.0:{{port}} --engine {engine} --workers 1"
+        commands[name] = commands[name + TWIN] = command
+    return commands
+
+
+def prepare_lab(lab, source):
+    """Copies and builds the lab, unless that was done before."""
+    if os.access(os.path.join(lab, "target", "release", "loadgen"), os.X_OK):
+        return
+    if not os.path.isdir(source):
+        raise CannotMeasure(f"no lab is built in {lab}, and {source} does not exist")
+    shutil.copytree(source, lab, dirs_exist_ok=True)
+    for command in (["cargo", "build", "--release"], ["make", "-C", "c"]):
+        environment = {name: value for name, value in os.environ.items() if name != "CARGO_TARGET_DIR"}
+        if subprocess.run(command, cwd=lab, env=environment, stdout=sys.stderr).returncode != 0:
+            raise CannotMeasure(f"{' '.join(command)} failed in {lab}")
+
+
+# The report. Every cell that was tried appears in it, also those that fall short or have no result.
+
+
+def report(runs):
+    parts = [heading(runs)]
+    echo = [cell for cell in runs.cells if cell.startswith("echo") and "rate=" not in cell and "spin=" not in cell]
+    if echo:
+        parts += [medians(runs, echo), envelope(runs, echo), runtimes(runs, echo), ping_pong(runs, echo)]
+    parts.append(plain(runs, [cell for cell in runs.cells if "rate=" in cell], "At a fixed rate", [
+        ("p50, µs", "p50_us"), ("p99, µs", "p99_us"), ("CPU, µs a message", ratios.CPU)]))
+    parts.append(plain(runs, [cell for cell in runs.cells if cell.startswith("churn")], "Connect, one echo, close", [
+        ("connections a second", "msgs_s"), ("CPU, µs each", ratios.CPU), ("p99, µs", "p99_us")]))
+    parts.append(plain(runs, [cell for cell in runs.cells if cell.startswith("idle")], "Idle connections", [
+        ("bytes each, never used", "bytes_per_conn_fresh"), ("bytes each, after an echo", "bytes_per_conn_used")]))
+    parts.append(failures(runs))
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def heading(runs):
+    rounds = {number for cell in runs.cells.values() for label in cell.values() for number in label}
+    congestion = ", ".join(sorted(runs.congestion))
+    return (
+        f"{datetime.date.today()}, Linux {platform.release()}, {os.cpu_count()} cores, {congestion}, "
+        f"{len(rounds)} rounds, {runs.total} runs; {runs.noisy} dropped because other work used more than "
+        f"{ratios.NOISE_PCT:.0f} % of a core, {sum(map(len, runs.failed.values()))} failed."
+    )
+
+
+def table(header, rows):
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def short(cell):
+    """`echo c50 s64 p16 rate=5` as `50 × 64, 16 deep, rate=5`."""
+    words = dict((word[0], word[1:]) for word in cell.split()[1:] if word[0] in "csp" and word[1:].isdigit())
+    if not {"c", "s", "p"} <= words.keys():
+        return cell
+    deep = [f"{words['p']} deep"] if words["p"] != "1" else []
+    return ", ".join([f"{words['c']} × {words['s']}", *deep, *cell.split()[4:]])
+
+
+def number(value):
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
+def verdict(answer):
+    return {True: "yes", False: "**no**", None: "–"}[answer]
+
+
+def labels(runs, cells):
+    """The servers of these cells in the order of their first appearance, without the twins."""
+    found = dict.fromkeys(label for cell in cells for label in runs.cells[cell])
+    return [label for label in found if label not in (URING + TWIN, EPOLL + TWIN)]
+
+
+def medians(runs, cells):
+    names = labels(runs, cells)
+    rows = []
+    for cell in cells:
+        values = {name: runs.median(cell, name) for name in names}
+        lowest = min((value for value in values.values() if value is not None), default=None)
+        is_lowest = {name: lowest is not None and value == lowest for name, value in values.items()}
+        rows.append([short(cell), *(f"**{number(values[name])}**" if is_lowest[name] else number(values[name]) for name in names)])
+    title = "Server CPU time a message, µs, medians (connections × bytes)"
+    return f"### {title}\n\n" + table(["cell", *names], rows)
+
+
+def envelope(runs, cells):
+    rows = []
+    for cell in cells:
+        row = [short(cell)]
+        for name, columns in ((URING, ENVELOPE), (EPOLL, READINESS)):
+            ratio = ratios.against_best(runs, cell, name, columns)
+            noise = ratios.control(runs, cell, name, name + TWIN)
+            within = ratios.within(ratio, ENVELOPE_BOUND, noise)
+            row += [shown(ratio), f"{noise.upper:.3f}" if noise else "–", verdict(within)]
+        rows.append(row)
+    header = ["cell", "io_uring / best of five", "control", "within", "epoll / best of two", "control", "within"]
+    return (
+        f"### Against the best hand-written server of each cell\n\n{table(header, rows)}\n\n"
+        "Ratio of CPU time a message: the median of paired rounds and its 95 % upper bound, against the best column, which is "
+        "chosen in one half of the rounds and compared in the other. *control*: the same bound between two identical "
+        f"servers. *within*: bound ≤ {ENVELOPE_BOUND} × control; no verdict on fewer than {ratios.FEWEST_ROUNDS} rounds. Best of five: {', '.join(ENVELOPE)}; of two: "
+        f"{', '.join(READINESS)}."
+    )
+
+
+def shown(ratio):
+    if ratio is None:
+        return "–"
+    note = "" if ratio.crossed else ", one round: not crossed"
+    return f"{ratio.median:.3f} (≤ {ratio.upper:.3f}, {ratio.against}{note})"
+
+
+def runtime_verdicts(runs, cell):
+    """Name of the comparison, ratio, bound and verdict for each runtime of the cell.
+
+    Ahead of a runtime means that the whole bound lies below 1. With one connection both wait for the network most of the
+    time, and it is enough to be no worse than the control can tell.
+    """
+    connections = ratios.connections(cell)
+    noise = ratios.control(runs, cell, URING, URING + TWIN)
+    found = []
+    for name in RUNTIMES:
+        ratio = ratios.paired(runs, cell, URING, name)
+        if ratio is None:
+            continue
+        if connections == 1:
+            found.append((name, ratio, "1 × control", ratios.within(ratio, 1.0, noise)))
+            continue
+        found.append((name, ratio, "< 1", ratio.upper < 1.0 if ratio.enough else None))
+        if name == "tokio" and connections >= LEAD_CONNECTIONS:
+            bound = 1 / LEAD_OVER_TOKIO
+            label = f"{bound:.3f} × control"
+            found.append((f"tokio by {LEAD_OVER_TOKIO}", ratio, label, ratios.within(ratio, bound, noise)))
+    return found
+
+
+def runtimes(runs, cells):
+    rows = []
+    for cell in cells:
+        for name, ratio, bound, answer in runtime_verdicts(runs, cell):
+            rows.append([short(cell), name, f"{ratio.median:.3f} (≤ {ratio.upper:.3f})", bound, verdict(answer)])
+    if not rows:
+        return ""
+    header = ["cell", "against", f"{URING} / it", "bound", "ahead"]
+    return "### Against the runtimes\n\n" + table(header, rows)
+
+
+def ping_pong(runs, cells):
+    single = [cell for cell in cells if ratios.connections(cell) == 1]
+    return plain(runs, single, "One connection", [("p50, µs", "p50_us"), ("p99, µs", "p99_us")])
+
+
+def plain(runs, cells, title, columns):
+    """Medians of some fields for each server, without a verdict."""
+    rows = []
+    for cell in cells:
+        for name in labels(runs, [cell]):
+            rows.append([short(cell), name, *(number(runs.median(cell, name, field)) for _, field in columns)])
+    if not rows:
+        return ""
+    return f"### {title}\n\n" + table(["cell", "server", *(name for name, _ in columns)], rows)
+
+
+def failures(runs):
+    if not runs.failed:
+        return ""
+    lines = ["### Failed runs", ""]
+    for (cell, label), errors in sorted(runs.failed.items()):
+        times = "1 time" if len(errors) == 1 else f"{len(errors)} times"
+        lines.append(f"- {label} in `{cell}` ({times}): {errors[0]}")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
