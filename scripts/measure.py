@@ -71,7 +71,7 @@ def parse_arguments():
     add("--ms", type=int, default=3000, help="length of one run")
     add("--cells", default="", help="only cells whose name contains one of these, as in 'c50 s64,c1000'")
     add("--servers", default="", help="only these of the other servers")
-    add("--cc", default="", help="TCP congestion control (the machine's by default)")
+    add("--cc", default="reno", help="TCP congestion control; the machine's with an empty value")
     add("--lab", default="/tmp/lab", help="where the lab is built, or will be")
     add("--lab-source", default=os.path.join(ROOT, "..", "shared", "lab"))
     add("--binary", default=os.path.join(ROOT, "target", "release", "ringport"))
