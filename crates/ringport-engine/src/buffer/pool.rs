@@ -24,7 +24,7 @@ const PAGE_BYTES: usize = 4096;
 
 /// How many slots a pool has and how large they are.
 ///
-/// Memory is reserved at once and touched only as slots are used: the default reserves 8 MiB.
+/// Memory is reserved at once and touched only as slots are used: the default reserves 12 MiB.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PoolConfig {
@@ -42,14 +42,15 @@ pub struct PoolConfig {
 }
 
 impl Default for PoolConfig {
-    /// 1,024 slots of 4 KiB and 64 of 64 KiB.
+    /// 512 slots of 16 KiB and 64 of 64 KiB.
     ///
-    /// 4 KiB holds a usual request, and 1,024 of them are enough that 8,000 busy connections rarely find none (a ring
-    /// that runs dry costs far more than it saves). 64 KiB is the largest piece one receive call should move.
+    /// Half of the small slots are the kernel's: 256 are enough that 8,000 busy connections rarely find none (a ring
+    /// that runs dry costs far more than it saves), and 16 KiB hold what one receive usually finds. 64 KiB is the
+    /// largest piece that one plain receive should move.
     fn default() -> Self {
         Self {
-            small_slots: 1024,
-            small_slot_bytes: 4096,
+            small_slots: 512,
+            small_slot_bytes: 16 * 1024,
             large_slots: 64,
             large_slot_bytes: 64 * 1024,
             low_mark_percent: 12,

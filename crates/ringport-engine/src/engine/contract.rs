@@ -287,6 +287,8 @@ pub struct Features {
     pub multishot_receive: bool,
     /// io_uring: plain calls into one hot buffer for connections with large messages.
     pub direct_receive: bool,
+    /// io_uring: use them only if measuring shows that they are cheaper on this machine.
+    pub measured_receive: bool,
     /// io_uring: `SINGLE_ISSUER` and `DEFER_TASKRUN` (Linux 6.1).
     pub defer_taskrun: bool,
     /// io_uring: no iowait accounting while idle (Linux 6.15).
@@ -299,6 +301,7 @@ impl Default for Features {
             multishot_accept: true,
             multishot_receive: true,
             direct_receive: true,
+            measured_receive: true,
             defer_taskrun: true,
             no_iowait: true,
         }

@@ -85,6 +85,15 @@ pub(crate) fn is_socket_file(_: &std::path::Path) -> bool {
 /// See [`crate::socket::REUSE_PORT_SPREADS`].
 pub(crate) const REUSE_PORT_SPREADS: bool = cfg!(target_os = "linux");
 
+/// Processor time that the calling thread has used, see clock_gettime(2).
+#[cfg(target_os = "linux")]
+pub(crate) fn thread_time() -> std::time::Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the structure is writable. The clock exists on every Linux; if not, the time stays zero.
+    let _ = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
+    std::time::Duration::new(time.tv_sec.max(0) as u64, time.tv_nsec as u32)
+}
+
 /// Flags of every plain send.
 #[cfg(any(target_os = "linux", target_os = "android", target_os = "freebsd"))]
 pub(crate) const SEND_FLAGS: i32 = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;

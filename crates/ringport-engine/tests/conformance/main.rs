@@ -68,6 +68,7 @@ engines! {
     uring: crate::subject::Uring;
     uring_no_multishot: crate::subject::UringNoMultishot;
     uring_no_direct: crate::subject::UringNoDirect;
+    uring_not_measured: crate::subject::UringNotMeasured;
     uring_no_defer: crate::subject::UringNoDefer;
     uring_plain: crate::subject::UringPlain;
 }

@@ -56,6 +56,8 @@ subject!(/** io_uring with all it has. */ Uring, UringEngine, Uring);
 subject!(/** io_uring that accepts and receives one at a time. */
     UringNoMultishot, UringEngine, Uring, multishot_accept, multishot_receive);
 subject!(/** io_uring without plain calls. */ UringNoDirect, UringEngine, Uring, direct_receive);
+subject!(/** io_uring that receives large messages by plain calls without measuring first. */
+    UringNotMeasured, UringEngine, Uring, measured_receive);
 subject!(/** io_uring that runs its work when it likes. */ UringNoDefer, UringEngine, Uring, defer_taskrun, no_iowait);
 subject!(/** io_uring with nothing but single-shot operations. */
     UringPlain, UringEngine, Uring, multishot_accept, multishot_receive, direct_receive, defer_taskrun, no_iowait);

@@ -37,6 +37,7 @@
 //! to batch with).
 
 mod accept;
+mod adapt;
 mod close;
 mod connect;
 mod probe;
@@ -54,9 +55,10 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant;
 
-use io_uring::types::Fd;
+use io_uring::types::{Fd, Timespec};
 
 use self::accept::Listener;
+use self::adapt::Chooser;
 use self::ring::{BufferRing, Ring};
 use self::send::{Batch, Flight};
 use self::wait::Bell;
@@ -79,6 +81,7 @@ enum Op {
     Send = 4,
     Connect = 5,
     Ring = 6,
+    Alarm = 7,
 }
 
 impl Op {
@@ -136,6 +139,8 @@ struct Conn {
     mode: Mode,
     /// Receives in a row that speak for the other mode.
     streak: u8,
+    /// Its messages are large.
+    large: bool,
     /// Receiving is wanted.
     wanted: bool,
     /// Nothing more will be received.
@@ -166,6 +171,7 @@ impl Conn {
             state,
             mode,
             streak: 0,
+            large: false,
             wanted: false,
             eof: false,
             readable: false,
@@ -226,9 +232,11 @@ pub struct UringEngine {
     /// Mode of new connections, and whether it may change.
     first_mode: Mode,
     adaptive: bool,
+    /// How large messages are received, if that is found out by measuring; otherwise directly.
+    chooser: Option<Chooser>,
     /// Whether a connection in multishot mode sends by a plain call as well.
     send_at_once: bool,
-    /// A receive of this many bytes speaks for direct mode; one of fewer than `small_bytes` against it.
+    /// A receive of this many bytes is large; one of fewer than `small_bytes` is small.
     large_bytes: u32,
     small_bytes: u32,
     #[expect(clippy::vec_box, reason = "a batch moves between here and a connection, its kilobyte does not")]
@@ -252,6 +260,11 @@ pub struct UringEngine {
     backed_off: bool,
     descriptor_freed: bool,
     events_left: usize,
+    /// When the earliest alarm ends the wait, its number, how many are under way, and what the kernel reads of it.
+    alarm_at: Option<Instant>,
+    alarm_serial: u32,
+    alarms: u32,
+    alarm_time: Box<Timespec>,
     now: Instant,
     stats: EngineStats,
 }
@@ -316,9 +329,10 @@ impl Engine for UringEngine {
             config: config.clone(),
             first_mode,
             adaptive: features.multishot_receive && features.direct_receive,
+            chooser: features.measured_receive.then(Chooser::new),
             send_at_once: send::SEND_AT_ONCE,
-            large_bytes: slot_bytes / 4 * 3,
-            small_bytes: slot_bytes / 4,
+            large_bytes: receive::LARGE_BYTES.min(slot_bytes / 4 * 3),
+            small_bytes: receive::SMALL_BYTES.min(slot_bytes / 4),
             spare_batches: Vec::new(),
             farewells: VecDeque::new(),
             current: None,
@@ -333,6 +347,10 @@ impl Engine for UringEngine {
             backed_off: false,
             descriptor_freed: false,
             events_left: config.events_per_turn.max(1),
+            alarm_at: None,
+            alarm_serial: 0,
+            alarms: 0,
+            alarm_time: Box::default(),
             now: Instant::now(),
             stats: EngineStats::default(),
         })

@@ -13,6 +13,7 @@ use std::os::fd::AsFd;
 
 use io_uring::opcode;
 
+use super::adapt::Way;
 use super::ring::{BUFFER_GROUP, Completion};
 use super::{Conn, Mode, Op, State, UringEngine};
 use crate::buffer::{Buf, SlotClass};
@@ -20,12 +21,15 @@ use crate::engine::contract::Event;
 use crate::engine::direct::{self, Received};
 use crate::id::ConnId;
 
-/// Receives in a row that nearly fill a small slot before a connection goes over to direct mode. One alone may be a
-/// single large request; a second means that the rest of a message did not fit.
+/// Large receives in a row before a connection counts as one with large messages. One alone may be a single large
+/// request.
 const LARGE_IN_A_ROW: u8 = 2;
-/// Small receives in a row before it goes back. A change costs about as much as ten messages, so this keeps its share
+/// Small receives in a row before it no longer does. A change costs about as much as ten messages, so this keeps its share
 /// under a fifth even for a connection that changes all the time.
 const SMALL_IN_A_ROW: u8 = 64;
+/// What counts as large and small where slots are at least twice as large. In between nothing changes.
+pub(super) const LARGE_BYTES: u32 = 8 * 1024;
+pub(super) const SMALL_BYTES: u32 = 2 * 1024;
 
 const HANGUP: i32 = libc::EPOLLRDHUP | libc::EPOLLHUP | libc::EPOLLERR;
 
@@ -41,15 +45,18 @@ impl Conn {
         turn && self.wanted && self.readable && !self.eof
     }
 
-    /// Counts a receive that speaks for the other mode, or one that does not.
+    /// Notes the size of a receive: some in a row change what kind of connection this is.
     #[inline]
-    fn count(&mut self, speaks: bool, needed: u8) -> bool {
-        self.streak = if speaks { self.streak + 1 } else { 0 };
-        let change = self.streak >= needed;
-        if change {
+    fn classify(&mut self, bytes: usize, limits: (u32, u32)) {
+        let (small, large) = (bytes < limits.0 as usize, bytes >= limits.1 as usize);
+        let (speaks, against, needed) =
+            if self.large { (small, large, SMALL_IN_A_ROW) } else { (large, small, LARGE_IN_A_ROW) };
+        // The last piece of a large message may have any size between.
+        self.streak = if against { 0 } else { self.streak + u8::from(speaks) };
+        if self.streak >= needed {
             self.streak = 0;
+            self.large = !self.large;
         }
-        change
     }
 }
 
@@ -104,8 +111,6 @@ impl UringEngine {
     #[inline]
     pub(super) fn on_receive(&mut self, completion: Completion) -> Option<Event> {
         let buf = self.filled(completion);
-        let large = completion.result >= self.large_bytes as i32;
-        let adaptive = self.adaptive;
         let (id, conn) = self.conn_of(completion)?;
         let mut settle = false;
         if !completion.more() {
@@ -117,11 +122,7 @@ impl UringEngine {
             return self.report_eof(id, completion.result);
         }
         let closing = conn.state == State::Closing;
-        if adaptive && conn.count(large, LARGE_IN_A_ROW) && conn.mode == Mode::Multishot {
-            conn.mode = Mode::Direct;
-            self.stats.mode_changes += 1;
-            settle = true;
-        }
+        settle |= self.adapt(id, completion.result as usize);
         if settle {
             self.settle(id);
         }
@@ -219,7 +220,9 @@ impl UringEngine {
                         self.settle(id);
                     }
                 }
-                self.count_direct(id, buf.len());
+                if self.adapt(id, buf.len()) {
+                    self.settle(id);
+                }
                 Some(Event::Received { conn: id, buf })
             }
             Received::NoBuffer => {
@@ -251,22 +254,34 @@ impl UringEngine {
         }
     }
 
-    /// Changes to multishot mode if the last receives were all small.
+    /// Notes a receive, and changes the mode if what was seen so far asks for another. Says whether it did; then what is
+    /// armed has to be settled.
     #[inline]
-    fn count_direct(&mut self, id: ConnId, bytes: usize) {
-        let small = bytes < self.small_bytes as usize;
+    fn adapt(&mut self, id: ConnId, bytes: usize) -> bool {
         if !self.adaptive {
-            return;
+            return false;
         }
-        let Some(conn) = self.conns.get_mut(id) else { return };
-        if conn.count(small, SMALL_IN_A_ROW) && conn.state == State::Open {
-            conn.mode = Mode::Multishot;
+        let Some(conn) = self.conns.get_mut(id) else { return false };
+        conn.classify(bytes, (self.small_bytes, self.large_bytes));
+        let mode = match (conn.large, &mut self.chooser) {
+            (large, Some(chooser)) => {
+                chooser.received(bytes, large);
+                if large && chooser.way() == Way::Direct { Mode::Direct } else { Mode::Multishot }
+            }
+            (true, None) => Mode::Direct,
+            (false, None) => Mode::Multishot,
+        };
+        if conn.mode == mode || conn.state != State::Open {
+            return false;
+        }
+        conn.mode = mode;
+        if mode == Mode::Multishot {
             // The receive that is armed then finds whatever is there.
             conn.readable = false;
             conn.hangup = false;
-            self.stats.mode_changes += 1;
-            self.settle(id);
         }
+        self.stats.mode_changes += 1;
+        true
     }
 
     /// The connection was readable beyond its last receive: it goes on, unless it has had its share.

@@ -222,6 +222,7 @@ pub(super) struct BufferRing {
     /// Slots that the ring should have. The kernel goes round through all of them, so that each is memory that is
     /// touched; there are only as many as the load has shown to need.
     target: u32,
+    target_max: u32,
     /// Free slots that are left for [`Pool::writable`].
     reserve: u32,
 }
@@ -240,7 +241,10 @@ impl BufferRing {
         // SAFETY: the layout is not empty.
         let memory = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or(io::ErrorKind::OutOfMemory)?;
         let mask = (capacity - 1) as u16;
-        let mut this = Self { entries: memory.cast(), layout, mask, tail: 0, lent: 0, target: FIRST_SLOTS, reserve };
+        // The other half is with those who were handed received bytes, so that these need not be copied out at once.
+        let target_max = config.small_slots.div_ceil(2);
+        let target = FIRST_SLOTS.min(target_max);
+        let mut this = Self { entries: memory.cast(), layout, mask, tail: 0, lent: 0, target, target_max, reserve };
         let address = this.entries.as_ptr() as u64;
         // SAFETY: the memory holds `capacity` entries and lives until `this` is dropped, which happens when the kernel
         // has no receive left that could use it (see the type).
@@ -261,7 +265,7 @@ impl BufferRing {
         let before = self.tail;
         if self.lent < self.target / 2 && self.tail != 0 {
             // One turn used up more than half: the next may need more than there are.
-            self.target = (self.target * 2).min(u32::from(self.mask) + 1);
+            self.target = (self.target * 2).min(self.target_max);
         }
         while self.lent < self.target
             && pool.free(SlotClass::Small) > self.reserve

@@ -5,16 +5,20 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use io_uring::opcode;
-use io_uring::types::Fd;
+use io_uring::types::{Fd, Timespec};
 
 use super::ring::{Block, Completion, Ring};
 use super::{Conn, Farewell, GENERATION_MASK, Op, UringEngine};
 use crate::engine::contract::{Event, Wake};
+use crate::engine::platform;
 use crate::id::{ConnId, Id};
 
 /// How often a starved connection looks for a slot when the only ones who can give one back are other threads, which
 /// ring no bell. With a low mark above 0 the engine always keeps slots of its own, and this is never reached.
 const STARVED_CHECK: Duration = Duration::from_millis(10);
+
+/// Alarms under way at once. A new one is needed when a deadline comes up that is earlier than all before.
+const ALARMS: u32 = 16;
 
 impl UringEngine {
     pub(super) fn turn(&mut self, deadline: Option<Instant>) -> io::Result<()> {
@@ -23,6 +27,11 @@ impl UringEngine {
             self.enqueue(id);
         }
         self.feed_starved();
+        if let Some(chooser) = &mut self.chooser
+            && chooser.is_due()
+        {
+            chooser.sample(platform::thread_time());
+        }
         let retry = self.resume_listeners();
         let block = self.block(deadline, retry);
         self.ring.enter(block)?;
@@ -34,23 +43,54 @@ impl UringEngine {
         Ok(())
     }
 
-    /// How long the enter may wait. A timeout costs a timer of the kernel, so there is none without a deadline.
+    /// How long the enter may wait.
     fn block(&mut self, deadline: Option<Instant>, retry: Option<Instant>) -> Block {
         if !self.ready.is_empty() || !self.farewells.is_empty() || self.ring.has_leftovers() {
             return Block::No;
         }
-        let until = match (deadline, retry) {
+        let mut until = match (deadline, retry) {
             (Some(deadline), Some(retry)) => Some(deadline.min(retry)),
             (deadline, retry) => deadline.or(retry),
         };
-        let mut time = until.map(|until| until.saturating_duration_since(Instant::now()));
         if !self.starved.is_empty() || !self.starved_direct.is_empty() {
-            time = Some(time.map_or(STARVED_CHECK, |time| time.min(STARVED_CHECK)));
+            let check = self.now + STARVED_CHECK;
+            until = Some(until.map_or(check, |until| until.min(check)));
         }
-        match time {
+        match until {
             None => Block::Forever,
-            Some(Duration::ZERO) => Block::No,
-            Some(time) => Block::AtMost(time),
+            Some(until) if until <= self.now => Block::No,
+            // The alarm ends the wait, in time or too early.
+            Some(until) if self.alarm_at.is_some_and(|at| at <= until) => Block::Forever,
+            Some(until) => self.set_alarm(until),
+        }
+    }
+
+    /// A timeout of the enter itself would start and stop a timer of the kernel in every turn. An operation of its own is
+    /// started once for the next deadline, which is often minutes away and stays while thousands of turns pass.
+    fn set_alarm(&mut self, until: Instant) -> Block {
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Block::No;
+        }
+        if self.alarms >= ALARMS {
+            return Block::AtMost(left);
+        }
+        self.alarms += 1;
+        self.alarm_at = Some(until);
+        self.alarm_serial = self.alarm_serial.wrapping_add(1);
+        *self.alarm_time = Timespec::from(left);
+        let tag = Op::Alarm.tag(Id { slot: self.alarm_serial, generation: 0 });
+        let entry = opcode::Timeout::new(&raw const *self.alarm_time).build().user_data(tag);
+        // SAFETY: the kernel reads the time when it takes the entry, which is in the next enter at the latest but one;
+        // the box lives as long as the ring, and is written again only for an entry that comes later.
+        unsafe { self.ring.push(&entry) };
+        Block::Forever
+    }
+
+    fn on_alarm(&mut self, completion: Completion) {
+        self.alarms = self.alarms.saturating_sub(1);
+        if completion.tag as u32 == self.alarm_serial {
+            self.alarm_at = None;
         }
     }
 
@@ -108,6 +148,7 @@ impl UringEngine {
         const ACCEPT: u64 = Op::Accept as u64;
         const CONNECT: u64 = Op::Connect as u64;
         const RING: u64 = Op::Ring as u64;
+        const ALARM: u64 = Op::Alarm as u64;
         match completion.tag >> 60 {
             RECEIVE => self.on_receive(completion),
             SEND => self.on_send(completion),
@@ -115,6 +156,10 @@ impl UringEngine {
             ACCEPT => self.on_accept(completion),
             CONNECT => self.on_connect(completion),
             RING => self.on_ring(completion),
+            ALARM => {
+                self.on_alarm(completion);
+                None
+            }
             // A cancellation, whose outcome its target reports.
             _ => None,
         }
