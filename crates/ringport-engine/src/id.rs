@@ -125,13 +125,6 @@ impl<T> Table<T> {
         Some((id, entry.value.as_mut()?))
     }
 
-    /// The id that a slot in use has now.
-    #[inline]
-    pub(crate) fn id<I: From<Id>>(&self, slot: u32) -> Option<I> {
-        let entry = self.entries.get(slot as usize).filter(|entry| entry.value.is_some())?;
-        Some(I::from(Id { slot, generation: entry.generation }))
-    }
-
     /// Empties the slot; its next id has a new generation.
     pub(crate) fn remove(&mut self, id: impl Into<Id>) -> Option<T> {
         let id = id.into();

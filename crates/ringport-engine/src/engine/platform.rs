@@ -85,6 +85,59 @@ pub(crate) fn is_socket_file(_: &std::path::Path) -> bool {
 /// See [`crate::socket::REUSE_PORT_SPREADS`].
 pub(crate) const REUSE_PORT_SPREADS: bool = cfg!(target_os = "linux");
 
+/// A timer that a poll sees. Edge-triggered, so that nobody has to read it.
+#[cfg(target_os = "linux")]
+pub(crate) struct Alarm(std::os::fd::OwnedFd);
+
+#[cfg(target_os = "linux")]
+impl Alarm {
+    /// Makes a timer and registers it. See timerfd_create(2).
+    pub(crate) fn new(registry: &mio::Registry, token: mio::Token) -> io::Result<Self> {
+        use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+        // SAFETY: no memory is passed.
+        let fd = unsafe { libc::timerfd_create(libc::CLOCK_MONOTONIC, libc::TFD_CLOEXEC | libc::TFD_NONBLOCK) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the descriptor has just been opened and belongs to nobody else.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        registry.register(&mut mio::unix::SourceFd(&fd.as_raw_fd()), token, mio::Interest::READABLE)?;
+        Ok(Self(fd))
+    }
+
+    /// Lets it go off after this time, and no longer at the time set before.
+    pub(crate) fn set(&self, after: std::time::Duration) -> io::Result<()> {
+        let zero = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        let value = libc::timespec {
+            tv_sec: after.as_secs().try_into().unwrap_or(libc::time_t::MAX),
+            tv_nsec: after.subsec_nanos().into(),
+        };
+        let time = libc::itimerspec { it_interval: zero, it_value: value };
+        // SAFETY: the structure is readable, and nothing is asked back.
+        let answer = unsafe {
+            libc::timerfd_settime(std::os::fd::AsRawFd::as_raw_fd(&self.0), 0, &raw const time, std::ptr::null_mut())
+        };
+        if answer == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+}
+
+/// There is none here: deadlines are timeouts of the poll.
+#[cfg(all(unix, not(target_os = "linux")))]
+pub(crate) struct Alarm;
+
+#[cfg(all(unix, not(target_os = "linux")))]
+impl Alarm {
+    /// Always `Unsupported`.
+    pub(crate) fn new(_: &mio::Registry, _: mio::Token) -> io::Result<Self> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Never called.
+    pub(crate) fn set(&self, _: std::time::Duration) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+}
+
 /// Processor time that the calling thread has used, see clock_gettime(2).
 #[cfg(target_os = "linux")]
 pub(crate) fn thread_time() -> std::time::Duration {

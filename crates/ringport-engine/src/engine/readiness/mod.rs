@@ -52,6 +52,9 @@ const EVENTS_PER_CALL: usize = 1024;
 
 /// The engine over epoll (Linux) or kqueue (macOS, BSD).
 pub struct ReadinessEngine {
+    /// Ends a wait at a deadline that is far away, and when it will.
+    alarm: Option<platform::Alarm>,
+    alarm_at: Option<Instant>,
     poll: mio::Poll,
     events: mio::Events,
     pool: Pool,
@@ -141,7 +144,10 @@ impl Engine for ReadinessEngine {
     fn open(config: &EngineConfig, pool: Pool) -> io::Result<Self> {
         let poll = mio::Poll::new()?;
         let waker = mio::Waker::new(poll.registry(), wait::WAKER)?;
+        let alarm = platform::Alarm::new(poll.registry(), wait::ALARM).ok();
         Ok(Self {
+            alarm,
+            alarm_at: None,
             poll,
             events: mio::Events::with_capacity(EVENTS_PER_CALL),
             pool,

@@ -17,6 +17,13 @@ use crate::id::{ConnId, Id, ListenerId};
 /// long it goes unnoticed; one that this thread drops is noticed at once.
 const STARVED_WAIT: Duration = Duration::from_millis(10);
 
+/// A deadline at least this far away is left to the alarm, where there is one: it is set once, and thousands of turns
+/// pass without a timeout of their own, which would start and stop a timer of the kernel each time.
+const ALARM_FROM: Duration = Duration::from_millis(50);
+
+/// The token of the alarm.
+pub(super) const ALARM: Token = Token(Target::Alarm as usize);
+
 /// The token of the waker.
 pub(super) const WAKER: Token = Token(0);
 
@@ -27,6 +34,7 @@ pub(super) enum Target {
     Waker = 0,
     Conn = 1,
     Listener = 2,
+    Alarm = 3,
 }
 
 const TARGET_BITS: u32 = 2;
@@ -45,6 +53,7 @@ impl Target {
             0 => Some(Self::Waker),
             1 => Some(Self::Conn),
             2 => Some(Self::Listener),
+            3 => Some(Self::Alarm),
             _ => None,
         };
         (target, ((token >> TARGET_BITS) & SLOT_MASK) as u32)
@@ -115,40 +124,52 @@ impl ReadinessEngine {
 
     /// How long the kernel may let this thread sleep. (mio rounds up to what the kernel can count, so that the last
     /// fraction of a millisecond before a deadline is slept and not spun.)
-    fn timeout(&self, deadline: Option<Instant>) -> Option<Duration> {
+    fn timeout(&mut self, deadline: Option<Instant>) -> Option<Duration> {
         if self.turn.has_leftovers() || self.descriptor_freed {
             return Some(Duration::ZERO);
         }
-        if deadline.is_none() && self.resting.is_empty() && self.starved.is_empty() {
-            return None;
+        if self.resting.is_empty() && self.starved.is_empty() {
+            let deadline = deadline?;
+            if deadline <= self.now {
+                return Some(Duration::ZERO);
+            }
+            if self.alarm_at.is_some_and(|at| at <= deadline) {
+                return None;
+            }
         }
         let now = Instant::now();
         let resting = self.resting.iter().filter_map(|id| self.listeners.get(*id));
         let rests =
             resting.filter(|listener| listener.socket.is_some()).filter_map(|listener| listener.backoff.until());
         let starved = if self.starved.is_empty() { None } else { Some(now + STARVED_WAIT) };
-        let first = rests.chain(starved).chain(deadline).min();
-        first.map(|first| first.saturating_duration_since(now))
+        let first = rests.chain(starved).chain(deadline).min()?;
+        let left = first.saturating_duration_since(now);
+        if left >= ALARM_FROM && self.alarm.as_ref().is_some_and(|alarm| alarm.set(left).is_ok()) {
+            self.alarm_at = Some(first);
+            return None;
+        }
+        Some(left)
     }
 
     /// Turns what the kernel reported into flags and entries of the ready list.
     fn note_events(&mut self) {
-        let Self { events, conns, listeners, turn, .. } = self;
+        let Self { events, conns, listeners, turn, alarm_at, .. } = self;
         for event in &*events {
             let token = event.token();
             let (target, slot) = Target::of(token);
             match target {
                 Some(Target::Conn) => {
-                    let id = conns.id(slot).filter(|id: &ConnId| Target::Conn.token(*id) == token);
-                    if let Some((id, conn)) = id.and_then(|id| Some((id, conns.get_mut(id)?)))
+                    if let Some((id, conn)) = conns.slot_mut::<ConnId>(slot)
+                        && Target::Conn.token(id) == token
                         && conn.note(event)
                     {
                         turn.queue(id, conn);
                     }
                 }
                 Some(Target::Listener) => {
-                    let id = listeners.id(slot).filter(|id: &ListenerId| Target::Listener.token(*id) == token);
-                    if let Some((id, listener)) = id.and_then(|id| Some((id, listeners.get_mut(id)?))) {
+                    if let Some((id, listener)) = listeners.slot_mut::<ListenerId>(slot)
+                        && Target::Listener.token(id) == token
+                    {
                         listener.readable = true;
                         if listener.may_accept() {
                             turn.queue_listener(id, listener);
@@ -156,6 +177,7 @@ impl ReadinessEngine {
                     }
                 }
                 Some(Target::Waker) => turn.woken = true,
+                Some(Target::Alarm) => *alarm_at = None,
                 None => {}
             }
         }
