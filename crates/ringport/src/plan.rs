@@ -109,13 +109,17 @@ impl Plan {
     /// One setup for each worker; each takes its share of the sockets and of the connections to make.
     fn setups(&self, kind: EngineKind, mut sockets: Vec<Vec<Socket>>, handle: &ServerHandle) -> Vec<Setup> {
         let global_live = Arc::new(AtomicUsize::new(0));
-        let hand_over = self.workers > 1 && sockets.iter().any(|sockets| sockets.len() == 1);
+        // A service with one socket is listened on by the first worker alone.
+        let single: Vec<bool> = sockets.iter().map(|sockets| self.workers > 1 && sockets.len() == 1).collect();
+        let hand_over = single.contains(&true);
         let setup = |number: usize| {
             let mut listen = Vec::new();
             let mut connect = Vec::new();
             for (service, spec) in self.services.iter().enumerate() {
                 match &spec.role {
-                    Role::Listen(..) => listen.extend(sockets[service].pop().map(|socket| (socket, service as u32))),
+                    Role::Listen(..) => {
+                        listen.extend(sockets[service].pop().map(|socket| (socket, service as u32, single[service])));
+                    }
                     Role::Connect { to, connections, options } => {
                         let share = connections / self.workers + usize::from(number < connections % self.workers);
                         connect.push((to.clone(), share, options.clone(), service as u32));
@@ -376,7 +380,8 @@ pub(crate) struct Setup {
     config: EngineConfig,
     pool: PoolConfig,
     pin: Option<usize>,
-    listen: Vec<(Socket, u32)>,
+    /// Sockets, the services they belong to, and whether their connections are handed over.
+    listen: Vec<(Socket, u32, bool)>,
     connect: Vec<(Address, usize, SocketOptions, u32)>,
     worker: WorkerSetup,
 }
@@ -396,8 +401,8 @@ impl Setup {
             pin_to_core(core)?;
         }
         let mut worker = Worker::<E>::open(&self.config, self.pool, self.worker)?;
-        for (socket, service) in self.listen {
-            worker.listen(socket, service)?;
+        for (socket, service, hand_over) in self.listen {
+            worker.listen(socket, service, hand_over)?;
         }
         for (to, connections, options, service) in self.connect {
             let to = to.to_system()?;

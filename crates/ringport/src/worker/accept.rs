@@ -15,16 +15,16 @@ pub(crate) struct Share {
     pub(crate) max_connections: usize,
     /// If accepted connections go to the least loaded worker: everybody's counters.
     pub(crate) hand_over: Option<Arc<[Arc<Counters>]>>,
-    /// Connections handed to each worker that its counter does not show yet.
+    /// Connections handed to each worker so far; what it has not taken over yet is on its way.
     pub(crate) handed: Vec<u64>,
 }
 
 impl<E: Engine> Worker<E> {
-    /// Listens for connections of `service`.
-    pub(crate) fn listen(&mut self, socket: Socket, service: u32) -> std::io::Result<()> {
+    /// Listens for connections of `service`. If it is the only one that does, it shares them if asked to.
+    pub(crate) fn listen(&mut self, socket: Socket, service: u32, hand_over: bool) -> std::io::Result<()> {
         let id = self.engine.listen(socket)?;
         self.engine.accept(id, Want::On);
-        self.listeners.push(Listening { id, service });
+        self.listeners.push(Listening { id, service, hand_over });
         Ok(())
     }
 
@@ -40,9 +40,8 @@ impl<E: Engine> Worker<E> {
     }
 
     pub(super) fn accepted(&mut self, listener: ListenerId, socket: Socket) {
-        let Some(service) = self.listeners.iter().find(|listening| listening.id == listener).map(|l| l.service) else {
-            return;
-        };
+        let Some(listening) = self.listeners.iter().find(|listening| listening.id == listener) else { return };
+        let (service, hand_over) = (listening.service, listening.hand_over);
         if self.drain.is_some() {
             return;
         }
@@ -52,8 +51,9 @@ impl<E: Engine> Worker<E> {
             self.context.totals.refused += 1;
             return;
         }
-        let target = self.least_loaded();
-        if target == self.context.number() {
+        let own = self.context.number();
+        let target = if hand_over { self.least_loaded() } else { own };
+        if target == own {
             self.adopt(socket, service);
         } else if let Err(Letter::Adopt(socket, service)) =
             self.context.remote.mailboxes[target].push(Letter::Adopt(socket, service))
@@ -92,12 +92,16 @@ impl<E: Engine> Worker<E> {
         let Some(counters) = &self.share.hand_over else { return self.context.number() };
         let own = self.context.number();
         let load = |index: usize| {
-            // What the others publish lags by a turn; what was handed over in all, less what they closed, does not.
+            if index == own {
+                return self.context.live as u64;
+            }
             let stats = counters[index].read();
-            if index == own { self.context.live as u64 } else { self.share.handed[index].saturating_sub(stats.closed) }
+            stats.connections + self.share.handed[index].saturating_sub(stats.taken_over)
         };
         let target = (0..counters.len()).min_by_key(|&index| load(index)).unwrap_or(own);
-        self.share.handed[target] += 1;
+        if target != own {
+            self.share.handed[target] += 1;
+        }
         target
     }
 }

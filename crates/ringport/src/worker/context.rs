@@ -1,5 +1,6 @@
 //! [`Context`]: what a worker has besides its engine and its handlers. Callbacks see it, so it knows neither.
 
+use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
@@ -51,7 +52,7 @@ pub struct Context {
     /// Sessions that a callback of another connection, a timer or a message touched.
     pub(super) dirty: Vec<ConnId>,
     /// Sessions whose queue fell to the low mark.
-    pub(super) writable: Vec<ConnId>,
+    pub(super) writable: VecDeque<ConnId>,
     pub(super) totals: Totals,
     pub(super) counters: Arc<Counters>,
     pub(super) global_live: Arc<AtomicUsize>,

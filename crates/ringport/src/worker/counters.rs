@@ -43,6 +43,8 @@ counters! {
     connections,
     /// Connections accepted.
     accepted,
+    /// Connections taken over from the worker that accepted them.
+    taken_over,
     /// Connections refused because of a limit.
     refused,
     /// Accepts that failed, for want of descriptors or memory.

@@ -21,6 +21,7 @@ mod settle;
 mod timers;
 mod wheel;
 
+use std::collections::VecDeque;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -63,6 +64,8 @@ pub(crate) struct Worker<E: Engine> {
 struct Listening {
     id: ListenerId,
     service: u32,
+    /// Its connections are spread over the workers by this one.
+    hand_over: bool,
 }
 
 /// Messages taken out of the mailbox in one turn. The rest waits for the next, so that I/O goes on.
@@ -102,7 +105,7 @@ impl<E: Engine> Worker<E> {
             pool,
             timers,
             dirty: Vec::new(),
-            writable: Vec::new(),
+            writable: VecDeque::new(),
             totals: WorkerStats::default(),
             counters: setup.counters,
             global_live: setup.global_live,
@@ -191,7 +194,7 @@ impl<E: Engine> Worker<E> {
         }
         // Those that become writable meanwhile have their turn in the next one, since a handler may fill the queue at once again.
         for _ in 0..self.context.writable.len() {
-            let conn = self.context.writable.swap_remove(0);
+            let Some(conn) = self.context.writable.pop_front() else { return };
             self.call(conn, Happening::Writable);
         }
     }
@@ -319,7 +322,10 @@ impl<E: Engine> Worker<E> {
             Letter::Abort(conn) => {
                 self.context.end(self.context.id_of(conn), Ending::Abort);
             }
-            Letter::Adopt(socket, service) => self.adopt(socket, service),
+            Letter::Adopt(socket, service) => {
+                self.context.totals.taken_over += 1;
+                self.adopt(socket, service);
+            }
         }
     }
 

@@ -30,7 +30,7 @@ impl<E: Engine> Worker<E> {
         }
         if session.full && session.queued() <= context.options[session.service as usize].low_mark {
             session.full = false;
-            context.writable.push(conn);
+            context.writable.push_back(conn);
         }
         if session.phase == Phase::Open && session.ending.is_none() {
             if session.fin == Fin::Asked && !session.sending && session.outbox.is_empty() {

@@ -136,6 +136,43 @@ fn connections_are_spread_over_workers() {
     });
 }
 
+#[test]
+fn what_came_meanwhile_is_taken_with_few_waits() {
+    each_engine(|kind| {
+        let log = Log::default();
+        // The first byte of a message says how long its callback blocks the loop, in hundredths of a second.
+        let slow = Player::with(&log, |conn, what| {
+            if let crate::stage::What::Data(data) = what {
+                let data = data.take().expect("there is data");
+                std::thread::sleep(Duration::from_millis(u64::from(data[0]) * 10));
+                conn.send(data);
+            }
+        });
+        let server =
+            Server::new().engine(Some(kind)).listen("127.0.0.1:0", slow.make()).start().expect("the server starts");
+        let to = ip(&server.addresses()[0]);
+        let mut peers: Vec<_> = (0..300).map(|_| TcpStream::connect(to).expect("connects")).collect();
+        for peer in &mut peers {
+            assert_eq!(echo_once(peer, &[0; 64]), [0; 64]);
+        }
+        let before = server.handle().stats();
+        for (number, peer) in peers.iter_mut().enumerate() {
+            peer.write_all(&[if number == 0 { 50 } else { 0 }; 64]).expect("sends");
+        }
+        for peer in &mut peers {
+            peer.read_exact(&mut [0; 64]).expect("answers");
+        }
+        // The counters are published at the end of a turn, which may come a moment after the last answer.
+        std::thread::sleep(Duration::from_millis(50));
+        let after = server.handle().stats();
+        let (events, turns) = (after.events - before.events, after.turns - before.turns);
+        assert!(events >= 300 && events > 10 * turns, "{kind}: {events} events in {turns} turns");
+        // Plain calls send at once; on io_uring small messages are entries of the next enter.
+        assert!(kind == EngineKind::Uring || after.sends_at_once >= 600, "{kind}: {after:?}");
+        assert_eq!(after.copies, 0, "{kind}");
+    });
+}
+
 /// Tells on which cores its worker may run.
 struct Cores(Arc<Mutex<Vec<String>>>);
 

@@ -21,9 +21,12 @@ const SETTLE_BYTES: u64 = 48 << 20;
 const WINDOW_BYTES: u64 = 32 << 20;
 /// Bytes until the other way is looked at again; after the first look, when little is known, much sooner.
 const KEEP_BYTES: u64 = 4 << 30;
-const KEEP_BYTES_AT_FIRST: u64 = 128 << 20;
+const KEEP_BYTES_AT_FIRST: u64 = 512 << 20;
 /// Looks after which the longer time is kept.
-const LOOKS_AT_FIRST: u32 = 6;
+const LOOKS_AT_FIRST: u32 = 2;
+/// All of these are for up to so many connections with large messages. With more of them it takes longer before all have
+/// changed over, and dearer, so that everything takes as many times longer.
+const CONNECTIONS: u64 = 256;
 /// Part of a window's bytes, in percent, that small messages may have.
 const SMALL_PERCENT: u64 = 10;
 /// How much cheaper the other way must be to become the choice, in percent: a tie changes nothing.
@@ -61,6 +64,8 @@ pub(super) struct Chooser {
     phase: Phase,
     large_bytes: u64,
     small_bytes: u64,
+    /// Connections with large messages.
+    connections: u64,
     /// Nanoseconds a byte, for multishot and direct.
     costs: [Option<f64>; 2],
     looks: u32,
@@ -74,6 +79,7 @@ impl Chooser {
             phase: Phase::Wait(SETTLE_BYTES),
             large_bytes: 0,
             small_bytes: 0,
+            connections: 0,
             costs: [None; 2],
             looks: 0,
         }
@@ -94,13 +100,19 @@ impl Chooser {
         }
     }
 
+    /// Counts the connections whose messages are large.
+    pub(super) fn count(&mut self, one_more: bool) {
+        self.connections = if one_more { self.connections + 1 } else { self.connections.saturating_sub(1) };
+    }
+
     /// Whether [`Chooser::sample`] has something to do. Cheap enough for every turn.
     #[inline]
     pub(super) fn is_due(&self) -> bool {
-        match self.phase {
-            Phase::Wait(bytes) => self.large_bytes >= bytes,
-            Phase::Window(_) => self.large_bytes >= WINDOW_BYTES,
-        }
+        let bytes = match self.phase {
+            Phase::Wait(bytes) => bytes,
+            Phase::Window(_) => WINDOW_BYTES,
+        };
+        self.large_bytes >= bytes && self.large_bytes >= bytes * (self.connections / CONNECTIONS)
     }
 
     /// Goes on to the next phase. `spent` is the processor time of this thread.
@@ -189,6 +201,19 @@ mod tests {
         assert_eq!(chooser.choice, Way::Direct);
         pass(&mut chooser, 64 << 30, 350, 500, &mut spent);
         assert_eq!(chooser.choice, Way::Multishot);
+    }
+
+    #[test]
+    fn many_connections_have_longer_windows() {
+        let (mut chooser, mut spent) = (Chooser::new(), Duration::ZERO);
+        (0..4 * CONNECTIONS).for_each(|_| chooser.count(true));
+        pass(&mut chooser, 4 * SETTLE_BYTES - (1 << 20), 1, 1, &mut spent);
+        assert_eq!(chooser.phase, Phase::Wait(SETTLE_BYTES));
+        pass(&mut chooser, 1 << 20, 1, 1, &mut spent);
+        assert!(matches!(chooser.phase, Phase::Window(_)));
+        (0..4 * CONNECTIONS).for_each(|_| chooser.count(false));
+        pass(&mut chooser, WINDOW_BYTES, 1, 1, &mut spent);
+        assert_eq!(chooser.way(), Way::Direct, "a shorter window is enough again");
     }
 
     #[test]

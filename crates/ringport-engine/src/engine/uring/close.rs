@@ -80,6 +80,9 @@ impl UringEngine {
     /// The last event of a connection. Its slot is free from here on.
     pub(super) fn closed(&mut self, id: ConnId) -> Option<Event> {
         let conn = self.conns.remove(id)?;
+        if let (true, Some(chooser)) = (conn.large, &mut self.chooser) {
+            chooser.count(false);
+        }
         let why = (conn.error != 0).then(|| io::Error::from_raw_os_error(conn.error));
         Some(Event::Closed { conn: id, why, unsent: conn.flight.unsent(), unacked: conn.unacked.map(u64::from) })
     }

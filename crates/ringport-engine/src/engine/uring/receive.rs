@@ -45,18 +45,20 @@ impl Conn {
         turn && self.wanted && self.readable && !self.eof
     }
 
-    /// Notes the size of a receive: some in a row change what kind of connection this is.
+    /// Notes the size of a receive: some in a row change what kind of connection this is, and then it says so.
     #[inline]
-    fn classify(&mut self, bytes: usize, limits: (u32, u32)) {
+    fn classify(&mut self, bytes: usize, limits: (u32, u32)) -> bool {
         let (small, large) = (bytes < limits.0 as usize, bytes >= limits.1 as usize);
         let (speaks, against, needed) =
             if self.large { (small, large, SMALL_IN_A_ROW) } else { (large, small, LARGE_IN_A_ROW) };
         // The last piece of a large message may have any size between.
         self.streak = if against { 0 } else { self.streak + u8::from(speaks) };
-        if self.streak >= needed {
+        let changed = self.streak >= needed;
+        if changed {
             self.streak = 0;
             self.large = !self.large;
         }
+        changed
     }
 }
 
@@ -262,9 +264,12 @@ impl UringEngine {
             return false;
         }
         let Some(conn) = self.conns.get_mut(id) else { return false };
-        conn.classify(bytes, (self.small_bytes, self.large_bytes));
+        let changed = conn.classify(bytes, (self.small_bytes, self.large_bytes));
         let mode = match (conn.large, &mut self.chooser) {
             (large, Some(chooser)) => {
+                if changed {
+                    chooser.count(large);
+                }
                 chooser.received(bytes, large);
                 if large && chooser.way() == Way::Direct { Mode::Direct } else { Mode::Multishot }
             }
