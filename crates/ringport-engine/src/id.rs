@@ -67,6 +67,11 @@ id!(
     ListenerId,
     "listener-"
 );
+id!(
+    /// A datagram socket of one engine.
+    UdpId,
+    "udp-"
+);
 
 /// What every id is made of.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -13,8 +13,8 @@ pub mod socket;
 
 pub use buffer::{Buf, Chunk, Pool, PoolConfig, PoolStats, SendQueue};
 pub use engine::contract::{
-    Close, ConnInfo, Engine, EngineConfig, EngineStats, Event, Features, SendProgress, Waker, Want,
+    Close, ConnInfo, Engine, EngineConfig, EngineStats, Event, Features, SendProgress, SendTo, Waker, Want,
 };
 pub use engine::{EngineKind, Selection};
-pub use id::{ConnId, ListenerId};
-pub use socket::{ListenOptions, SockAddr, Socket, SocketOptions};
+pub use id::{ConnId, ListenerId, UdpId};
+pub use socket::{ListenOptions, SockAddr, Socket, SocketOptions, UdpOptions};

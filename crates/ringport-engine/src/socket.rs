@@ -88,7 +88,49 @@ impl SocketOptions {
     }
 }
 
+/// Options of a datagram socket.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct UdpOptions {
+    /// Lets several sockets share the address (`SO_REUSEPORT`, see socket(7)): on Linux the kernel then chooses one for
+    /// each peer by a hash. Off by default: a second bind fails.
+    pub reuse_port: bool,
+    /// Bytes of the kernel's receive buffer (`SO_RCVBUF`); the system's default if `None`. What does not fit is lost.
+    pub receive_buffer: Option<u32>,
+    /// Bytes of the kernel's send buffer (`SO_SNDBUF`); the system's default if `None`.
+    pub send_buffer: Option<u32>,
+}
+
 impl Socket {
+    /// Binds a datagram socket to `address`, on the system or, if the configuration names one, in a simulated network.
+    ///
+    /// The bind is exclusive unless `options` ask to share.
+    ///
+    /// # Errors
+    ///
+    /// `AddrInUse`, `AddrNotAvailable`, `PermissionDenied` and what else bind(2) answers.
+    pub fn bind_udp(address: SocketAddr, options: &UdpOptions, network: Option<&sim::Network>) -> io::Result<Self> {
+        if let Some(network) = network {
+            return Ok(Self(Repr::Simulated(network.bind_udp(address)?)));
+        }
+        let socket = socket2::Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
+        if options.reuse_port {
+            // Not SO_REUSEADDR: for datagrams it lets a second socket take the address over, see socket(7).
+            platform::share_datagram_address(&socket)?;
+        }
+        if address.is_ipv6() {
+            socket.set_only_v6(true)?;
+        }
+        if let Some(bytes) = options.receive_buffer {
+            socket.set_recv_buffer_size(bytes as usize)?;
+        }
+        if let Some(bytes) = options.send_buffer {
+            socket.set_send_buffer_size(bytes as usize)?;
+        }
+        socket.bind(&address.into())?;
+        Ok(Self(Repr::System(socket)))
+    }
+
     /// Binds to `address` and listens, on the system or, if the configuration names one, in a simulated network.
     ///
     /// The bind is exclusive unless `options` ask to share: another listener on the address makes it fail. (`SO_REUSEADDR`
@@ -153,6 +195,12 @@ impl Socket {
 impl From<socket2::Socket> for Socket {
     fn from(socket: socket2::Socket) -> Self {
         Self(Repr::System(socket))
+    }
+}
+
+impl From<std::net::UdpSocket> for Socket {
+    fn from(socket: std::net::UdpSocket) -> Self {
+        Self(Repr::System(socket.into()))
     }
 }
 

@@ -35,13 +35,28 @@
 //!     blocking and is delivered in order.
 //! 11. **Nothing panics** on what the network or the kernel returns.
 //! 12. **Every kernel feature can be masked** by [`Features`], and the suite runs each fallback.
+//!
+//! Datagrams (UDP) have laws of their own. An engine without them answers [`Engine::bind_udp`] with `Unsupported`.
+//!
+//! 13. **Whole datagrams only,** each at most once, the empty one included. One that is larger than
+//!     [`EngineConfig::datagram_bytes`] arrives cut to that size and says so. Order is not promised.
+//! 14. **Drops are counted** where the system tells of them ([`EngineStats::datagrams_dropped`]): UDP loses what nobody
+//!     reads in time, and a pool without a free slot is a reason to read later, never an error.
+//! 15. **The send queue is bounded** by [`DATAGRAMS_QUEUED_MAX`] for each socket. A full one hands the data back, and
+//!     [`Event::DatagramsWritable`] says when there is room. What was taken leaves in [`Engine::wait`] at the latest, many
+//!     datagrams at a time.
+//! 16. **A failed datagram does not end its socket.** An unreachable peer (ICMP), a datagram that is too large or a
+//!     route that is missing is [`Event::DatagramFailed`], and counted.
+//! 17. **`UdpClosed` is the last event of a socket, exactly once,** with the number of datagrams that were taken and
+//!     never left. Laws 2, 3 (stale ids), 6 and 10 hold for datagrams as they do for connections.
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::buffer::{Buf, Chunk, Pool, SendQueue};
-use crate::id::{ConnId, ListenerId};
+use crate::id::{ConnId, ListenerId, UdpId};
 use crate::socket::{SockAddr, Socket, SocketOptions};
 
 /// Longest time that dropping an engine waits for the kernel.
@@ -50,6 +65,10 @@ pub const DROP_WAIT: Duration = Duration::from_secs(2);
 pub const ACCEPT_BACKOFF_MIN: Duration = Duration::from_millis(10);
 /// Longest pause between two such accepts.
 pub const ACCEPT_BACKOFF_MAX: Duration = Duration::from_millis(500);
+
+/// Datagrams that wait to be sent on one socket at most. At 64 bytes that is what four calls of the kernel take, and with
+/// the largest datagrams 64 MiB.
+pub const DATAGRAMS_QUEUED_MAX: usize = 1024;
 
 /// A kernel interface, opened, used and dropped on one thread.
 pub trait Engine: Sized {
@@ -111,6 +130,34 @@ pub trait Engine: Sized {
     /// `NotFound` for a stale id.
     fn info(&self, conn: ConnId) -> io::Result<ConnInfo>;
 
+    /// Binds a datagram socket (see [`Socket::bind_udp`]) to this engine, for life. It receives nothing before
+    /// [`Engine::receive_datagrams`] says so.
+    ///
+    /// # Errors
+    ///
+    /// `Unsupported` where the engine has no datagrams; otherwise if the socket cannot be registered. It is closed then.
+    fn bind_udp(&mut self, socket: Socket) -> io::Result<UdpId> {
+        drop(socket);
+        Err(io::Error::new(io::ErrorKind::Unsupported, "this engine has no datagrams"))
+    }
+
+    /// Says whether datagrams are wanted. While they are not, the kernel keeps what fits its buffer and drops the rest.
+    fn receive_datagrams(&mut self, udp: UdpId, want: Want) {
+        let _ = (udp, want);
+    }
+
+    /// Queues one datagram. It leaves in the next [`Engine::wait`] at the latest; datagrams of the same size to the same
+    /// peer in a row may leave as one segmented send.
+    fn send_to(&mut self, udp: UdpId, to: SocketAddr, data: Chunk) -> SendTo {
+        let _ = (udp, to);
+        SendTo::Closed(data)
+    }
+
+    /// Sends what the kernel takes at once and gives the socket up: no event of it follows but [`Event::UdpClosed`].
+    fn close_udp(&mut self, udp: UdpId) {
+        let _ = udp;
+    }
+
     /// Submits what was asked for, and waits for events until `deadline` (`None`: without end). Returns at once while
     /// events are left over from an earlier turn. Spurious returns are allowed.
     ///
@@ -149,6 +196,18 @@ pub struct SendProgress {
     pub bytes: usize,
     /// Whether nothing is in flight, so that `send` takes more. False also when nothing can be sent any more.
     pub idle: bool,
+}
+
+/// What became of a datagram that was to be sent.
+#[derive(Debug)]
+#[must_use]
+pub enum SendTo {
+    /// The engine has it.
+    Taken,
+    /// [`DATAGRAMS_QUEUED_MAX`] datagrams are waiting; here it is back. [`Event::DatagramsWritable`] follows.
+    Full(Chunk),
+    /// There is no such socket (any more); here it is back.
+    Closed(Chunk),
 }
 
 /// How a connection is closed.
@@ -221,6 +280,38 @@ pub enum Event {
         /// where the system cannot say.
         unacked: Option<u64>,
     },
+    /// A datagram arrived.
+    Datagram {
+        /// Where.
+        udp: UdpId,
+        /// Who sent it.
+        from: SocketAddr,
+        /// Its bytes; there may be none.
+        buf: Buf,
+        /// Whether it was larger than [`EngineConfig::datagram_bytes`], so that its end is missing.
+        truncated: bool,
+    },
+    /// After [`SendTo::Full`]: half of the queue is free again.
+    DatagramsWritable {
+        /// Which socket.
+        udp: UdpId,
+    },
+    /// A datagram was not sent, or its peer cannot be reached. The socket goes on.
+    DatagramFailed {
+        /// Which socket.
+        udp: UdpId,
+        /// To whom it was, where the system says so.
+        to: Option<SocketAddr>,
+        /// Why. `ConnectionRefused`: nobody has the port (ICMP port unreachable).
+        error: io::Error,
+    },
+    /// The datagram socket is closed.
+    UdpClosed {
+        /// Which. Stale from now on.
+        udp: UdpId,
+        /// Datagrams that `send_to` took and the kernel did not.
+        unsent: usize,
+    },
     /// A [`Waker`] rang.
     Woken,
 }
@@ -253,6 +344,17 @@ pub struct EngineStats {
     pub accepts_failed: u64,
     /// Connections that changed their way of receiving (io_uring only).
     pub mode_changes: u64,
+    /// Datagrams received.
+    pub datagrams_received: u64,
+    /// Datagrams that the kernel took.
+    pub datagrams_sent: u64,
+    /// Datagrams that the kernel dropped because its buffer was full (`SO_RXQ_OVFL`, see socket(7)). 0 where the system
+    /// does not say. The kernel tells with the next datagram that arrives.
+    pub datagrams_dropped: u64,
+    /// Datagrams received without their end.
+    pub datagrams_truncated: u64,
+    /// Datagrams not sent, and peers reported unreachable.
+    pub datagrams_failed: u64,
 }
 
 /// How an engine is opened.
@@ -267,12 +369,25 @@ pub struct EngineConfig {
     pub features: Features,
     /// The network of the simulator; other engines ignore it.
     pub network: Option<crate::engine::sim::Network>,
+    /// Buffers for received datagrams. They are reserved when the first datagram socket is bound, and touched as they are
+    /// used.
+    pub datagram_slots: u32,
+    /// Bytes of the largest datagram that is received whole. 65,535 holds every datagram (see udp(7)) and segments that the
+    /// kernel has put together (`UDP_GRO`); with less, these are not asked for.
+    pub datagram_bytes: u32,
 }
 
 impl Default for EngineConfig {
     /// 4,096 events and 256 KiB a turn, every feature allowed.
     fn default() -> Self {
-        Self { events_per_turn: 4096, bytes_per_turn: 256 * 1024, features: Features::default(), network: None }
+        Self {
+            events_per_turn: 4096,
+            bytes_per_turn: 256 * 1024,
+            features: Features::default(),
+            network: None,
+            datagram_slots: 256,
+            datagram_bytes: 65_535,
+        }
     }
 }
 
@@ -293,6 +408,14 @@ pub struct Features {
     pub defer_taskrun: bool,
     /// io_uring: no iowait accounting while idle (Linux 6.15).
     pub no_iowait: bool,
+    /// io_uring: multishot receive of datagrams into provided buffers (Linux 6.0); otherwise plain calls after a poll.
+    pub multishot_recvmsg: bool,
+    /// Many datagrams in one call: recvmmsg(2), sendmmsg(2) (Linux).
+    pub mmsg: bool,
+    /// Datagrams of one size to one peer in one send (`UDP_SEGMENT`, Linux 4.18; see udp(7)).
+    pub gso: bool,
+    /// Datagrams of one size from one peer in one receive (`UDP_GRO`, Linux 5.0; see udp(7)).
+    pub gro: bool,
 }
 
 impl Default for Features {
@@ -304,6 +427,10 @@ impl Default for Features {
             measured_receive: true,
             defer_taskrun: true,
             no_iowait: true,
+            multishot_recvmsg: true,
+            mmsg: true,
+            gso: true,
+            gro: true,
         }
     }
 }

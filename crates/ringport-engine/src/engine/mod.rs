@@ -15,6 +15,14 @@
 mod backoff;
 pub mod contract;
 #[cfg(unix)]
+mod datagram;
+#[cfg(target_os = "linux")]
+#[path = "datagram/linux.rs"]
+mod datagram_calls;
+#[cfg(all(unix, not(target_os = "linux")))]
+#[path = "datagram/portable.rs"]
+mod datagram_calls;
+#[cfg(unix)]
 mod direct;
 pub(crate) mod platform;
 #[cfg(unix)]

@@ -231,6 +231,17 @@ pub(crate) fn share_address(_: &socket2::Socket, reuse_port: bool) -> io::Result
     if reuse_port { Err(io::ErrorKind::Unsupported.into()) } else { Ok(()) }
 }
 
+/// Lets several datagram sockets share an address.
+#[cfg(unix)]
+pub(crate) fn share_datagram_address(socket: &socket2::Socket) -> io::Result<()> {
+    socket.set_reuse_port(true)
+}
+/// Windows has no `SO_REUSEPORT`.
+#[cfg(windows)]
+pub(crate) fn share_datagram_address(_: &socket2::Socket) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
 /// This platform's engines in the order of preference, each probed.
 #[cfg(target_os = "linux")]
 pub(crate) fn candidates(config: &EngineConfig) -> Vec<Candidate> {

@@ -9,6 +9,7 @@
 mod accepting;
 mod closing;
 mod data;
+mod datagrams;
 mod flow;
 mod identity;
 mod lifetime;
@@ -31,6 +32,12 @@ macro_rules! each_test {
             data: every_size_arrives_exactly, vectored_sends_arrive_exactly, large_messages_stream_both_ways,
                 one_send_is_in_flight, sent_says_what_the_kernel_took, unsent_comes_back, sent_bytes_need_no_caller,
                 received_buffers_are_sent_on, small_writes_coalesce;
+            datagrams: datagrams_arrive_whole_and_once, truncation_is_flagged, bursts_are_split_again,
+                a_full_datagram_queue_says_so, a_turn_of_datagrams_has_an_end, a_dry_datagram_pool_is_transient,
+                paused_datagrams_stay_in_the_kernel, drops_are_counted, an_unreachable_peer_kills_nothing,
+                a_datagram_too_large_kills_nothing, many_peers_are_told_apart, closing_a_datagram_socket_returns_all,
+                stale_datagram_ids_do_nothing, an_engine_with_datagrams_under_way_is_dropped,
+                datagrams_over_ipv6, streams_and_datagrams_share_a_port, lossy_networks_lose_whole_datagrams;
             flow: pausing_loses_nothing, pause_then_fin, idle_connections_pin_no_buffer, a_dry_pool_is_transient,
                 one_slot_feeds_many, low_slots_are_copied, addresses_match;
             identity: stale_ids_do_nothing, slots_are_reused_with_new_generations, churn_returns_everything;
@@ -65,7 +72,10 @@ macro_rules! engines {
 engines! {
     sim: crate::subject::Sim;
     epoll: crate::subject::Epoll;
+    epoll_single: crate::subject::EpollSingle;
+    epoll_no_segments: crate::subject::EpollNoSegments;
     uring: crate::subject::Uring;
+    uring_polled_datagrams: crate::subject::UringPolledDatagrams;
     uring_no_multishot: crate::subject::UringNoMultishot;
     uring_no_direct: crate::subject::UringNoDirect;
     uring_not_measured: crate::subject::UringNotMeasured;

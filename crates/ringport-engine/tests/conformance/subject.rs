@@ -52,6 +52,9 @@ macro_rules! subject {
 }
 
 subject!(/** epoll. */ Epoll, ReadinessEngine, Epoll);
+subject!(/** epoll with one datagram a call. */ EpollSingle, ReadinessEngine, Epoll, mmsg, gso, gro);
+subject!(/** epoll with many datagrams a call, none of them segmented. */ EpollNoSegments, ReadinessEngine, Epoll, gso, gro);
+subject!(/** io_uring that receives datagrams by plain calls. */ UringPolledDatagrams, UringEngine, Uring, multishot_recvmsg);
 subject!(/** io_uring with all it has. */ Uring, UringEngine, Uring);
 subject!(/** io_uring that accepts and receives one at a time. */
     UringNoMultishot, UringEngine, Uring, multishot_accept, multishot_receive);
@@ -60,7 +63,8 @@ subject!(/** io_uring that receives large messages by plain calls without measur
     UringNotMeasured, UringEngine, Uring, measured_receive);
 subject!(/** io_uring that runs its work when it likes. */ UringNoDefer, UringEngine, Uring, defer_taskrun, no_iowait);
 subject!(/** io_uring with nothing but single-shot operations. */
-    UringPlain, UringEngine, Uring, multishot_accept, multishot_receive, direct_receive, defer_taskrun, no_iowait);
+    UringPlain, UringEngine, Uring, multishot_accept, multishot_receive, direct_receive, defer_taskrun, no_iowait,
+    multishot_recvmsg, mmsg, gso, gro);
 
 /// What a test needs to know about the engine it runs on.
 #[derive(Clone)]

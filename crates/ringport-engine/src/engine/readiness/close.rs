@@ -9,13 +9,14 @@ use std::time::Duration;
 use super::ReadinessEngine;
 use crate::buffer::Chunk;
 use crate::engine::contract::{Close, Event};
-use crate::id::{ConnId, ListenerId};
+use crate::id::{ConnId, ListenerId, UdpId};
 
 /// A last event to be delivered.
 #[derive(Debug)]
 pub(super) enum Farewell {
     Conn { id: ConnId, unacked: Option<u64> },
     Listener(ListenerId),
+    Udp { id: UdpId, unsent: usize },
 }
 
 impl ReadinessEngine {
@@ -55,6 +56,7 @@ impl ReadinessEngine {
                 self.listeners.remove(id);
                 Some(Event::ListenerClosed { listener: id })
             }
+            Farewell::Udp { id, unsent } => self.port_closed(id, unsent),
         }
     }
 
@@ -65,7 +67,7 @@ impl ReadinessEngine {
     }
 
     /// A listener that ran out of descriptors may find one now.
-    fn note_freed_descriptor(&mut self) {
+    pub(super) fn note_freed_descriptor(&mut self) {
         self.descriptor_freed = !self.resting.is_empty();
     }
 }

@@ -25,6 +25,7 @@
 mod accept;
 mod close;
 mod connect;
+mod datagram;
 mod probe;
 mod receive;
 mod send;
@@ -32,6 +33,7 @@ mod wait;
 
 use std::collections::VecDeque;
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 use std::time::Instant;
@@ -39,12 +41,15 @@ use std::time::Instant;
 use mio::unix::SourceFd;
 
 use self::accept::Listener;
+use self::datagram::Datagrams;
 pub(crate) use self::probe::probe;
 use self::wait::{Ready, Target, Turn};
-use super::contract::{Close, ConnInfo, Engine, EngineConfig, EngineStats, Event, SendProgress, Wake, Waker, Want};
+use super::contract::{
+    Close, ConnInfo, Engine, EngineConfig, EngineStats, Event, SendProgress, SendTo, Wake, Waker, Want,
+};
 use super::platform;
-use crate::buffer::{Pool, SendQueue};
-use crate::id::{ConnId, ListenerId, Table};
+use crate::buffer::{Chunk, Pool, SendQueue};
+use crate::id::{ConnId, ListenerId, Table, UdpId};
 use crate::socket::{SockAddr, Socket, SocketOptions};
 
 /// Events that one call of the kernel reports at most; more wait there for the next call.
@@ -60,6 +65,7 @@ pub struct ReadinessEngine {
     pool: Pool,
     conns: Table<Conn>,
     listeners: Table<Listener>,
+    udp: Datagrams,
     turn: Turn,
     /// Listeners whose accept failed and that wait for the end of their pause.
     resting: Vec<ListenerId>,
@@ -153,6 +159,7 @@ impl Engine for ReadinessEngine {
             pool,
             conns: Table::new(),
             listeners: Table::new(),
+            udp: Datagrams::new(config),
             turn: Turn::default(),
             resting: Vec::new(),
             descriptor_freed: false,
@@ -209,6 +216,23 @@ impl Engine for ReadinessEngine {
         let conn = self.conns.get(conn).ok_or(io::ErrorKind::NotFound)?;
         let socket = conn.socket.as_ref().ok_or(io::ErrorKind::NotFound)?;
         Ok(ConnInfo { local: socket.local_addr()?, peer: socket.peer_addr()?, unacked: conn.unacked() })
+    }
+
+    fn bind_udp(&mut self, socket: Socket) -> io::Result<UdpId> {
+        self.take_port(socket)
+    }
+
+    fn receive_datagrams(&mut self, udp: UdpId, want: Want) {
+        self.want_datagrams(udp, want);
+    }
+
+    #[inline]
+    fn send_to(&mut self, udp: UdpId, to: SocketAddr, data: Chunk) -> SendTo {
+        self.queue_datagram(udp, to, data)
+    }
+
+    fn close_udp(&mut self, udp: UdpId) {
+        self.close_port(udp);
     }
 
     fn wait(&mut self, deadline: Option<Instant>) -> io::Result<()> {

@@ -11,7 +11,8 @@ use super::close::Farewell;
 use super::receive::Step;
 use super::{Conn, ReadinessEngine};
 use crate::engine::contract::Event;
-use crate::id::{ConnId, Id, ListenerId};
+use crate::engine::datagram::Port;
+use crate::id::{ConnId, Id, ListenerId, UdpId};
 
 /// Longest sleep while a connection has no buffer. A buffer that another thread drops rings no bell, and this bounds how
 /// long it goes unnoticed; one that this thread drops is noticed at once.
@@ -27,17 +28,18 @@ pub(super) const ALARM: Token = Token(Target::Alarm as usize);
 /// The token of the waker.
 pub(super) const WAKER: Token = Token(0);
 
-/// What a token stands for, in its lowest two bits. The slot follows, then as much of the generation as there is room
-/// for: all but two bits of it with 64 bits, ten bits with 32 (where a million connections do not fit into memory).
+/// What a token stands for, in its lowest three bits. The slot follows, then as much of the generation as there is room
+/// for: all but three bits of it with 64 bits, nine bits with 32 (where a million connections do not fit into memory).
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Target {
     Waker = 0,
     Conn = 1,
     Listener = 2,
     Alarm = 3,
+    Udp = 4,
 }
 
-const TARGET_BITS: u32 = 2;
+const TARGET_BITS: u32 = 3;
 const SLOT_BITS: u32 = if usize::BITS >= 64 { 32 } else { 20 };
 const SLOT_MASK: usize = (1 << SLOT_BITS) - 1;
 
@@ -54,6 +56,7 @@ impl Target {
             1 => Some(Self::Conn),
             2 => Some(Self::Listener),
             3 => Some(Self::Alarm),
+            4 => Some(Self::Udp),
             _ => None,
         };
         (target, ((token >> TARGET_BITS) & SLOT_MASK) as u32)
@@ -65,6 +68,7 @@ impl Target {
 pub(super) enum Ready {
     Conn(ConnId),
     Listener(ListenerId),
+    Udp(UdpId),
 }
 
 /// The order of work.
@@ -97,6 +101,12 @@ impl Turn {
         }
     }
 
+    pub(super) fn queue_port(&mut self, id: UdpId, port: &mut Port) {
+        if !std::mem::replace(&mut port.queued, true) {
+            self.ready.push_back(Ready::Udp(id));
+        }
+    }
+
     fn has_leftovers(&self) -> bool {
         self.current.is_some() || !self.ready.is_empty() || !self.farewells.is_empty() || self.woken
     }
@@ -106,6 +116,8 @@ impl ReadinessEngine {
     pub(super) fn begin_turn(&mut self, deadline: Option<Instant>) -> io::Result<()> {
         self.stats.waits += 1;
         self.feed_starved();
+        self.udp.feed_starved(&mut self.turn);
+        self.udp.flush(&mut self.turn, &mut self.stats);
         let timeout = self.timeout(deadline);
         self.stats.calls += 1;
         match self.poll.poll(&mut self.events, timeout) {
@@ -125,10 +137,11 @@ impl ReadinessEngine {
     /// How long the kernel may let this thread sleep. (mio rounds up to what the kernel can count, so that the last
     /// fraction of a millisecond before a deadline is slept and not spun.)
     fn timeout(&mut self, deadline: Option<Instant>) -> Option<Duration> {
-        if self.turn.has_leftovers() || self.descriptor_freed {
+        if self.turn.has_leftovers() || self.udp.has_leftovers() || self.descriptor_freed {
             return Some(Duration::ZERO);
         }
-        if self.resting.is_empty() && self.starved.is_empty() {
+        let is_starved = !self.starved.is_empty() || self.udp.is_starved();
+        if self.resting.is_empty() && !is_starved {
             let deadline = deadline?;
             if deadline <= self.now {
                 return Some(Duration::ZERO);
@@ -141,7 +154,7 @@ impl ReadinessEngine {
         let resting = self.resting.iter().filter_map(|id| self.listeners.get(*id));
         let rests =
             resting.filter(|listener| listener.socket.is_some()).filter_map(|listener| listener.backoff.until());
-        let starved = if self.starved.is_empty() { None } else { Some(now + STARVED_WAIT) };
+        let starved = if is_starved { Some(now + STARVED_WAIT) } else { None };
         let first = rests.chain(starved).chain(deadline).min()?;
         let left = first.saturating_duration_since(now);
         if left >= ALARM_FROM && self.alarm.as_ref().is_some_and(|alarm| alarm.set(left).is_ok()) {
@@ -153,7 +166,7 @@ impl ReadinessEngine {
 
     /// Turns what the kernel reported into flags and entries of the ready list.
     fn note_events(&mut self) {
-        let Self { events, conns, listeners, turn, alarm_at, .. } = self;
+        let Self { events, conns, listeners, udp, turn, alarm_at, .. } = self;
         for event in &*events {
             let token = event.token();
             let (target, slot) = Target::of(token);
@@ -174,6 +187,13 @@ impl ReadinessEngine {
                         if listener.may_accept() {
                             turn.queue_listener(id, listener);
                         }
+                    }
+                }
+                Some(Target::Udp) => {
+                    if let Some((id, port)) = udp.at(slot, token)
+                        && port.note(event)
+                    {
+                        turn.queue_port(id, port);
                     }
                 }
                 Some(Target::Waker) => turn.woken = true,
@@ -218,6 +238,7 @@ impl ReadinessEngine {
             let event = match self.turn.current {
                 Some(Ready::Conn(id)) => self.advance(id),
                 Some(Ready::Listener(id)) => self.accept_next(id),
+                Some(Ready::Udp(id)) => self.next_datagram(id),
                 None => None,
             };
             if event.is_some() {
@@ -249,6 +270,7 @@ impl ReadinessEngine {
                     listener.queued = false;
                 }
             }
+            Some(Ready::Udp(id)) => self.udp.unqueue(id),
             None => return false,
         }
         true

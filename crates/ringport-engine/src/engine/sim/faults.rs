@@ -58,6 +58,10 @@ pub struct Faults {
     pub accept_reset: u16,
     /// A connect is refused although somebody listens.
     pub connect_refused: u16,
+    /// A datagram is lost on its way. (What a full buffer loses comes on top.)
+    pub datagram_loss: u16,
+    /// A datagram is received without its end.
+    pub datagram_truncation: u16,
     /// Longest delay.
     pub delay_max: Duration,
     /// Largest kernel buffer of one direction of a connection, in bytes. Each is drawn from an eighth of this to all.
@@ -79,6 +83,8 @@ impl Faults {
             emfile: 0,
             accept_reset: 0,
             connect_refused: 0,
+            datagram_loss: 0,
+            datagram_truncation: 0,
             delay_max: Duration::ZERO,
             buffer_max: 64 * 1024,
         }
@@ -93,7 +99,7 @@ impl Faults {
             3 => 1000,
             _ => 1 + rng.below(most) as u16,
         };
-        Self {
+        let mut faults = Self {
             partial: rate(500),
             delay: rate(500),
             reorder: rate(999),
@@ -104,14 +110,28 @@ impl Faults {
             emfile: rate(500),
             accept_reset: rate(300),
             connect_refused: rate(300),
+            datagram_loss: 0,
+            datagram_truncation: 0,
             delay_max: Duration::from_micros(10 << rng.below(10)),
             buffer_max: 1 << rng.below(19),
-        }
+        };
+        // Drawn last, so that the other rates of a seed do not depend on these.
+        let mut rate = |most: u64| if rng.chance(500) { 0 } else { rng.below(most + 1) as u16 };
+        (faults.datagram_loss, faults.datagram_truncation) = (rate(500), rate(300));
+        faults
     }
 
-    /// Without what ends or refuses connections. What is left only makes them slow and their pieces odd.
+    /// Without what ends or refuses connections or harms datagrams. What is left only makes them slow and their pieces odd.
     #[must_use]
     pub fn harmless(self) -> Self {
-        Self { reset: 0, emfile: 0, accept_reset: 0, connect_refused: 0, ..self }
+        Self {
+            reset: 0,
+            emfile: 0,
+            accept_reset: 0,
+            connect_refused: 0,
+            datagram_loss: 0,
+            datagram_truncation: 0,
+            ..self
+        }
     }
 }

@@ -11,6 +11,7 @@
 mod accept;
 mod close;
 mod connect;
+mod datagram;
 mod faults;
 mod network;
 mod receive;
@@ -20,17 +21,19 @@ mod wait;
 
 use std::collections::VecDeque;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::{Arc, MutexGuard};
 use std::time::Instant;
 
-use crate::buffer::{Pool, SendQueue};
+use crate::buffer::{Chunk, Pool, SendQueue};
 use crate::engine::backoff::Backoff;
 use crate::engine::contract::{
-    Close, ConnInfo, Engine, EngineConfig, EngineStats, Event, SendProgress, Wake, Waker, Want,
+    Close, ConnInfo, Engine, EngineConfig, EngineStats, Event, SendProgress, SendTo, Wake, Waker, Want,
 };
-use crate::id::{ConnId, Id, ListenerId, Table};
+use crate::id::{ConnId, Id, ListenerId, Table, UdpId};
 use crate::socket::{SockAddr, Socket, SocketOptions};
 
+use datagram::Datagrams;
 pub use faults::Faults;
 pub(crate) use network::Endpoint;
 pub use network::Network;
@@ -48,6 +51,7 @@ pub struct SimEngine {
     config: EngineConfig,
     listeners: Table<Listener>,
     conns: Table<Conn>,
+    udp: Datagrams,
     /// What the next turn has to look at, in order.
     ready: VecDeque<Note>,
     /// Connections that used up their bytes of this turn.
@@ -124,6 +128,7 @@ impl Engine for SimEngine {
             config: config.clone(),
             listeners: Table::new(),
             conns: Table::new(),
+            udp: Datagrams::new(),
             ready: VecDeque::new(),
             later: Vec::new(),
             starved: VecDeque::new(),
@@ -177,6 +182,22 @@ impl Engine for SimEngine {
         Ok(ConnInfo { local: socket.local.clone(), peer: socket.remote.clone(), unacked })
     }
 
+    fn bind_udp(&mut self, socket: Socket) -> io::Result<UdpId> {
+        self.take_port(socket)
+    }
+
+    fn receive_datagrams(&mut self, udp: UdpId, want: Want) {
+        self.want_datagrams(udp, want);
+    }
+
+    fn send_to(&mut self, udp: UdpId, to: SocketAddr, data: Chunk) -> SendTo {
+        self.queue_datagram(udp, to, data)
+    }
+
+    fn close_udp(&mut self, udp: UdpId) {
+        self.close_port(udp);
+    }
+
     fn wait(&mut self, deadline: Option<Instant>) -> io::Result<()> {
         self.begin_turn(deadline);
         Ok(())
@@ -213,6 +234,11 @@ impl Drop for SimEngine {
         for id in self.conns.ids::<ConnId>() {
             if let Some(conn) = self.conns.get(id) {
                 state.release(conn.socket, Close::Plain);
+            }
+        }
+        for id in self.udp.ports.ids::<UdpId>() {
+            if let Some(port) = self.udp.ports.get(id) {
+                state.release_udp(port.socket);
             }
         }
     }

@@ -16,13 +16,15 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 use std::io;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::datagram::{Packet, SimUdp};
 use super::faults::{Faults, Rng, mix};
 use super::tcp::{FIRST_PORT, SimListener, SimSocket};
 use crate::engine::contract::Close;
-use crate::id::{ConnId, Id, ListenerId, Table};
+use crate::id::{ConnId, Id, ListenerId, Table, UdpId};
 use crate::socket::SockAddr;
 
 /// A simulated network: addresses, connections, a clock and a seed, shared by the engines opened on it.
@@ -78,7 +80,7 @@ impl Network {
     #[must_use]
     pub fn sockets(&self) -> usize {
         let state = self.lock();
-        state.sockets.len() + state.listeners.len()
+        state.sockets.len() + state.listeners.len() + state.udps.len()
     }
 
     /// Listens.
@@ -142,10 +144,11 @@ struct End {
 pub(super) enum Held {
     Stream(Id),
     Listener(Id),
+    Udp(Id),
 }
 
 impl Endpoint {
-    fn new(network: &Network, held: Held, local: SockAddr, peer: Option<SockAddr>) -> Self {
+    pub(super) fn new(network: &Network, held: Held, local: SockAddr, peer: Option<SockAddr>) -> Self {
         Self(Box::new(End { network: network.clone(), held: Some(held), local, peer }))
     }
 
@@ -171,6 +174,7 @@ impl Drop for Endpoint {
         match self.0.held.take() {
             Some(Held::Stream(socket)) => self.0.network.lock().release(socket, Close::Plain),
             Some(Held::Listener(listener)) => self.0.network.lock().release_listener(listener),
+            Some(Held::Udp(udp)) => self.0.network.lock().release_udp(udp),
             None => {}
         }
     }
@@ -188,6 +192,12 @@ pub(super) enum Note {
     Failed(ConnId),
     Closed(ConnId, u64),
     Woken,
+    Datagram(UdpId),
+    SendDatagrams(UdpId),
+    UdpWritable(UdpId),
+    Unreachable(UdpId, SocketAddr),
+    TooLarge(UdpId, SocketAddr),
+    UdpClosed(UdpId),
 }
 
 impl Note {
@@ -195,6 +205,7 @@ impl Note {
     fn words(self) -> (u64, u64) {
         let conn = |id: ConnId| (id.slot() as u64) << 32 | u64::from(id.generation());
         let listener = |id: ListenerId| (id.slot() as u64) << 32 | u64::from(id.generation());
+        let udp = |id: UdpId| (id.slot() as u64) << 32 | u64::from(id.generation());
         match self {
             Self::Accept(id) => (1, listener(id)),
             Self::AcceptAgain(id) => (2, listener(id)),
@@ -205,6 +216,12 @@ impl Note {
             Self::Failed(id) => (7, conn(id)),
             Self::Closed(id, _) => (8, conn(id)),
             Self::Woken => (9, 0),
+            Self::Datagram(id) => (10, udp(id)),
+            Self::SendDatagrams(id) => (11, udp(id)),
+            Self::UdpWritable(id) => (12, udp(id)),
+            Self::Unreachable(id, _) => (13, udp(id)),
+            Self::TooLarge(id, _) => (14, udp(id)),
+            Self::UdpClosed(id) => (15, udp(id)),
         }
     }
 }
@@ -220,6 +237,8 @@ pub(super) enum Action {
     Reset(Id),
     /// The kernel has let go of a socket that its engine closes.
     Close { socket: Id, how: Close, engine: usize, conn: ConnId },
+    /// A datagram arrives.
+    Packet(Id),
     /// The engine learns something.
     Tell(usize, Note),
 }
@@ -232,6 +251,7 @@ impl Action {
             Self::Transmit(id) => (17, word(id)),
             Self::Reset(id) => (18, word(id)),
             Self::Close { socket, .. } => (19, word(socket)),
+            Self::Packet(id) => (20, word(id)),
             Self::Tell(engine, note) => {
                 let (kind, id) = note.words();
                 (kind | (engine as u64) << 8, id)
@@ -277,6 +297,8 @@ pub(super) struct State {
     pub(super) faults: Faults,
     pub(super) sockets: Table<SimSocket>,
     pub(super) listeners: Table<SimListener>,
+    pub(super) udps: Table<SimUdp>,
+    pub(super) packets: Table<Packet>,
     heap: BinaryHeap<Reverse<Entry>>,
     inboxes: Vec<Inbox>,
     actions: u64,
@@ -294,6 +316,8 @@ impl State {
             faults,
             sockets: Table::new(),
             listeners: Table::new(),
+            udps: Table::new(),
+            packets: Table::new(),
             heap: BinaryHeap::new(),
             inboxes: Vec::new(),
             actions: 0,
@@ -390,6 +414,7 @@ impl State {
                 self.release(socket, how);
                 self.tell(engine, Note::Closed(conn, unacked));
             }
+            Action::Packet(id) => self.deliver_packet(id),
             Action::Tell(engine, note) => self.tell(engine, note),
         }
     }
@@ -425,6 +450,10 @@ impl State {
 
     pub(super) fn hides_buffers(&mut self) -> bool {
         self.rng.chance(self.faults.nobufs)
+    }
+
+    pub(super) fn cuts_datagrams(&mut self) -> bool {
+        self.rng.chance(self.faults.datagram_truncation)
     }
 
     pub(super) fn exhausted(&mut self) -> bool {

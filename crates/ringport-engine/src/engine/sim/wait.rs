@@ -1,5 +1,6 @@
 //! A turn: the clock runs until something concerns this engine, then its notes become events.
 
+use std::io;
 use std::time::{Duration, Instant};
 
 use super::SimEngine;
@@ -15,6 +16,8 @@ impl SimEngine {
         self.events_left = self.config.events_per_turn.max(1);
         self.ready.extend(self.later.drain(..));
         self.feed_starved();
+        self.feed_starved_ports();
+        self.flush_datagrams();
         let mut state = self.network.lock();
         state.empty_inbox(self.number, &mut self.ready);
         let deadline = deadline.map(|deadline| deadline.saturating_duration_since(state.base));
@@ -57,6 +60,12 @@ impl SimEngine {
                 Note::Failed(conn) => self.fail_if_broken(conn),
                 Note::Closed(conn, unacked) => self.closed(conn, unacked),
                 Note::Woken => Some(Event::Woken),
+                Note::Datagram(udp) => self.receive_datagram(udp),
+                Note::SendDatagrams(udp) => self.send_datagrams(udp),
+                Note::UdpWritable(udp) => self.datagrams_writable(udp),
+                Note::Unreachable(udp, to) => self.datagram_failed(udp, to, io::ErrorKind::ConnectionRefused),
+                Note::TooLarge(udp, to) => self.datagram_failed(udp, to, io::ErrorKind::InvalidInput),
+                Note::UdpClosed(udp) => self.port_closed(udp),
             };
             if event.is_some() {
                 self.events_left -= 1;

@@ -109,11 +109,14 @@ impl UringEngine {
     /// Takes completions only to note what has ended. Accepted sockets are closed, slots go back to the pool.
     fn drain_for_drop(&mut self) {
         while let Some(completion) = self.ring.pop() {
+            let op = completion.tag >> 60;
+            if self.drain_datagram(completion) {
+                continue;
+            }
             if let (Some(buffer), Some(buffers)) = (completion.buffer(), self.buffers.as_mut()) {
                 // SAFETY: the completion was just taken from the ring, and names a buffer.
                 drop(unsafe { buffers.take(&self.pool, buffer, 0) });
             }
-            let op = completion.tag >> 60;
             if op == Op::Accept as u64 {
                 drop(self.on_accept(completion));
             } else if op == Op::Ring as u64 {
@@ -131,6 +134,7 @@ impl UringEngine {
         let conns = self.conns.ids::<ConnId>();
         let listeners = self.listeners.ids::<ListenerId>();
         self.bell_armed
+            || self.udp.anything_armed()
             || conns.into_iter().any(|id| self.conns.get(id).is_some_and(|conn| conn.armed != 0))
             || listeners.into_iter().any(|id| self.listeners.get(id).is_some_and(|listener| listener.armed))
     }
@@ -151,6 +155,7 @@ impl Drop for UringEngine {
             if let Some(buffers) = ManuallyDrop::take(&mut self.buffers) {
                 buffers.dissolve(&self.pool);
             }
+            ManuallyDrop::take(&mut self.udp).dissolve();
             ManuallyDrop::drop(&mut self.conns);
             ManuallyDrop::drop(&mut self.pool);
         }

@@ -40,6 +40,7 @@ mod accept;
 mod adapt;
 mod close;
 mod connect;
+mod datagram;
 mod probe;
 mod receive;
 mod ring;
@@ -51,6 +52,7 @@ mod wait;
 use std::collections::VecDeque;
 use std::io;
 use std::mem::ManuallyDrop;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant;
@@ -59,13 +61,14 @@ use io_uring::types::{Fd, Timespec};
 
 use self::accept::Listener;
 use self::adapt::Chooser;
-use self::ring::{BufferRing, Ring};
+use self::datagram::Datagrams;
+use self::ring::{BUFFER_GROUP, BufferRing, Ring};
 use self::send::{Batch, Flight};
 use self::wait::Bell;
-use super::contract::{Close, ConnInfo, Engine, EngineConfig, EngineStats, Event, SendProgress, Waker, Want};
+use super::contract::{Close, ConnInfo, Engine, EngineConfig, EngineStats, Event, SendProgress, SendTo, Waker, Want};
 use super::platform;
-use crate::buffer::{Pool, SendQueue};
-use crate::id::{ConnId, Id, ListenerId, Table};
+use crate::buffer::{Chunk, Pool, SendQueue};
+use crate::id::{ConnId, Id, ListenerId, Table, UdpId};
 use crate::socket::{SockAddr, Socket, SocketOptions};
 
 pub(crate) use self::probe::probe;
@@ -82,6 +85,9 @@ enum Op {
     Connect = 5,
     Ring = 6,
     Alarm = 7,
+    Datagram = 8,
+    DatagramIn = 9,
+    DatagramOut = 10,
 }
 
 impl Op {
@@ -216,6 +222,7 @@ impl Conn {
 enum Farewell {
     Conn(ConnId),
     Listener(ListenerId),
+    Udp(UdpId),
 }
 
 /// The engine on io_uring. See the [module](self).
@@ -225,6 +232,7 @@ pub struct UringEngine {
     conns: ManuallyDrop<Table<Conn>>,
     buffers: ManuallyDrop<Option<BufferRing>>,
     pool: ManuallyDrop<Pool>,
+    udp: ManuallyDrop<Datagrams>,
     listeners: Table<Listener>,
     bell: Arc<Bell>,
     bell_armed: bool,
@@ -309,7 +317,8 @@ impl Engine for UringEngine {
     fn open(config: &EngineConfig, pool: Pool) -> io::Result<Self> {
         let features = config.features;
         let mut ring = Ring::open(&features)?;
-        let buffers = if features.multishot_receive { Some(BufferRing::register(&ring, &pool)?) } else { None };
+        let buffers =
+            if features.multishot_receive { Some(BufferRing::register(&ring, &pool, BUFFER_GROUP)?) } else { None };
         let first_mode = match (features.multishot_receive, features.direct_receive) {
             (true, _) => Mode::Multishot,
             (false, true) => Mode::Direct,
@@ -323,6 +332,7 @@ impl Engine for UringEngine {
             conns: ManuallyDrop::new(Table::new()),
             buffers: ManuallyDrop::new(buffers),
             pool: ManuallyDrop::new(pool),
+            udp: ManuallyDrop::new(Datagrams::new()),
             listeners: Table::new(),
             bell,
             bell_armed: true,
@@ -405,6 +415,23 @@ impl Engine for UringEngine {
         let fd = self.conns.get(conn).and_then(|conn| conn.fd.as_ref()).ok_or(io::ErrorKind::NotFound)?;
         let socket = socket2::SockRef::from(fd);
         Ok(ConnInfo { local: socket.local_addr()?, peer: socket.peer_addr()?, unacked: platform::unacked(fd.as_fd()) })
+    }
+
+    fn bind_udp(&mut self, socket: Socket) -> io::Result<UdpId> {
+        self.take_port(socket)
+    }
+
+    fn receive_datagrams(&mut self, udp: UdpId, want: Want) {
+        self.want_datagrams(udp, want);
+    }
+
+    #[inline]
+    fn send_to(&mut self, udp: UdpId, to: SocketAddr, data: Chunk) -> SendTo {
+        self.queue_datagram(udp, to, data)
+    }
+
+    fn close_udp(&mut self, udp: UdpId) {
+        self.close_port(udp);
     }
 
     fn wait(&mut self, deadline: Option<Instant>) -> io::Result<()> {

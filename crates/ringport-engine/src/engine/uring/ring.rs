@@ -20,8 +20,10 @@ use crate::engine::contract::Features;
 const SUBMISSIONS: u32 = 1024;
 /// Entries of the completion queue. What does not fit is kept by the kernel until there is room, but slowly.
 const COMPLETIONS: u32 = 16 * 1024;
-/// The one group of provided buffers.
+/// The group of provided buffers for connections.
 pub(super) const BUFFER_GROUP: u16 = 0;
+/// The group of provided buffers for datagrams.
+pub(super) const DATAGRAM_GROUP: u16 = 1;
 
 /// Whether to wait for a completion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -229,7 +231,7 @@ pub(super) struct BufferRing {
 
 impl BufferRing {
     /// Registers a ring with room for every small slot, and lends the first ones.
-    pub(super) fn register(ring: &Ring, pool: &Pool) -> io::Result<Self> {
+    pub(super) fn register(ring: &Ring, pool: &Pool, group: u16) -> io::Result<Self> {
         let config = pool.config();
         // Half of what is below the low mark: the other half keeps the kernel going while received bytes are copied.
         let reserve = (u64::from(config.small_slots) * u64::from(config.low_mark_percent) / 200) as u32;
@@ -248,7 +250,7 @@ impl BufferRing {
         let address = this.entries.as_ptr() as u64;
         // SAFETY: the memory holds `capacity` entries and lives until `this` is dropped, which happens when the kernel
         // has no receive left that could use it (see the type).
-        unsafe { ring.uring.submitter().register_buf_ring_with_flags(address, capacity as u16, BUFFER_GROUP, 0)? };
+        unsafe { ring.uring.submitter().register_buf_ring_with_flags(address, capacity as u16, group, 0)? };
         this.refill(pool);
         Ok(this)
     }

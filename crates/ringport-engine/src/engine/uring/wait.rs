@@ -27,6 +27,7 @@ impl UringEngine {
             self.enqueue(id);
         }
         self.feed_starved();
+        self.serve_datagrams();
         if let Some(chooser) = &mut self.chooser
             && chooser.is_due()
         {
@@ -37,6 +38,7 @@ impl UringEngine {
         self.ring.enter(block)?;
         self.now = Instant::now();
         self.ready_this_turn = self.ready.len();
+        self.udp.begin_turn();
         self.ready_first = !self.ready_first;
         self.events_left = self.config.events_per_turn.max(1);
         self.run_bytes = 0;
@@ -45,14 +47,15 @@ impl UringEngine {
 
     /// How long the enter may wait.
     fn block(&mut self, deadline: Option<Instant>, retry: Option<Instant>) -> Block {
-        if !self.ready.is_empty() || !self.farewells.is_empty() || self.ring.has_leftovers() {
+        if !self.ready.is_empty() || !self.farewells.is_empty() || self.udp.has_leftovers() || self.ring.has_leftovers()
+        {
             return Block::No;
         }
         let mut until = match (deadline, retry) {
             (Some(deadline), Some(retry)) => Some(deadline.min(retry)),
             (deadline, retry) => deadline.or(retry),
         };
-        if !self.starved.is_empty() || !self.starved_direct.is_empty() {
+        if !self.starved.is_empty() || !self.starved_direct.is_empty() || self.udp.is_starved() {
             let check = self.now + STARVED_CHECK;
             until = Some(until.map_or(check, |until| until.min(check)));
         }
@@ -99,6 +102,9 @@ impl UringEngine {
         if !self.farewells.is_empty()
             && let Some(event) = self.say_farewell()
         {
+            return Some(event);
+        }
+        if let Some(event) = self.next_datagram() {
             return Some(event);
         }
         if let Some(id) = self.current.take()
@@ -149,6 +155,9 @@ impl UringEngine {
         const CONNECT: u64 = Op::Connect as u64;
         const RING: u64 = Op::Ring as u64;
         const ALARM: u64 = Op::Alarm as u64;
+        const DATAGRAM: u64 = Op::Datagram as u64;
+        const DATAGRAM_IN: u64 = Op::DatagramIn as u64;
+        const DATAGRAM_OUT: u64 = Op::DatagramOut as u64;
         match completion.tag >> 60 {
             RECEIVE => self.on_receive(completion),
             SEND => self.on_send(completion),
@@ -160,6 +169,8 @@ impl UringEngine {
                 self.on_alarm(completion);
                 None
             }
+            DATAGRAM => self.on_datagram(completion),
+            DATAGRAM_IN | DATAGRAM_OUT => self.on_port_poll(completion),
             // A cancellation, whose outcome its target reports.
             _ => None,
         }
@@ -181,6 +192,7 @@ impl UringEngine {
                 self.listeners.remove(id)?;
                 Some(Event::ListenerClosed { listener: id })
             }
+            Farewell::Udp(id) => self.port_closed(id),
         }
     }
 
