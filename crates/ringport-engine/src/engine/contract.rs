@@ -349,7 +349,8 @@ pub struct EngineStats {
     /// Datagrams that the kernel took.
     pub datagrams_sent: u64,
     /// Datagrams that the kernel dropped because its buffer was full (`SO_RXQ_OVFL`, see socket(7)). 0 where the system
-    /// does not say. The kernel tells with the next datagram that arrives.
+    /// does not say. The kernel tells with the next datagram that arrives, and counts segments that it has put together as
+    /// one.
     pub datagrams_dropped: u64,
     /// Datagrams received without their end.
     pub datagrams_truncated: u64,

@@ -129,9 +129,19 @@ fn answer(answer: isize) -> io::Result<usize> {
     usize::try_from(answer).map_err(|_| io::Error::last_os_error())
 }
 
-/// The next entry of the socket's error queue (`MSG_ERRQUEUE`, see recvmsg(2) and ip(7)): to whom the datagram was, and
-/// what became of it.
+/// An error from the network in the socket's error queue (`MSG_ERRQUEUE`, see recvmsg(2) and ip(7)): to whom the datagram
+/// was, and what became of it. Errors of this system are in the queue, too, but the call that failed has told them.
 pub(crate) fn next_error(fd: BorrowedFd<'_>) -> Option<(Option<SocketAddr>, io::Error)> {
+    loop {
+        let (to, origin, error) = read_error(fd)?;
+        if origin != libc::SO_EE_ORIGIN_LOCAL {
+            return Some((to, io::Error::from_raw_os_error(error)));
+        }
+    }
+}
+
+/// The next entry of the error queue: to whom, where the error arose, and which it is.
+fn read_error(fd: BorrowedFd<'_>) -> Option<(Option<SocketAddr>, u8, i32)> {
     // SAFETY: all-zero is an address of no family.
     let mut name: libc::sockaddr_storage = unsafe { std::mem::zeroed() };
     let mut control = [Control([0; CONTROL_BYTES]); 8];
@@ -146,7 +156,7 @@ pub(crate) fn next_error(fd: BorrowedFd<'_>) -> Option<(Option<SocketAddr>, io::
     if got < 0 {
         return None;
     }
-    let mut error = libc::EIO;
+    let (mut origin, mut error) = (libc::SO_EE_ORIGIN_NONE, libc::EIO);
     // SAFETY: the kernel has just filled the control data.
     let mut entry = unsafe { libc::CMSG_FIRSTHDR(&raw const header) };
     while !entry.is_null() {
@@ -154,10 +164,11 @@ pub(crate) fn next_error(fd: BorrowedFd<'_>) -> Option<(Option<SocketAddr>, io::
         let (level, kind, data) = unsafe { ((*entry).cmsg_level, (*entry).cmsg_type, libc::CMSG_DATA(entry)) };
         if matches!((level, kind), (libc::IPPROTO_IP, libc::IP_RECVERR) | (libc::IPPROTO_IPV6, libc::IPV6_RECVERR)) {
             // SAFETY: an entry of this kind carries a sock_extended_err.
-            error = unsafe { data.cast::<libc::sock_extended_err>().read_unaligned() }.ee_errno as i32;
+            let found = unsafe { data.cast::<libc::sock_extended_err>().read_unaligned() };
+            (origin, error) = (found.ee_origin, found.ee_errno as i32);
         }
         // SAFETY: as with the first.
         entry = unsafe { libc::CMSG_NXTHDR(&raw const header, entry) };
     }
-    Some((datagram::address_of(&name), io::Error::from_raw_os_error(error)))
+    Some((datagram::address_of(&name), origin, error))
 }

@@ -200,7 +200,7 @@ impl SimEngine {
         port.closing = true;
         let socket = port.socket;
         // What the kernel takes leaves; what it does not is reported.
-        self.hand_over_datagrams(id);
+        self.hand_over_datagrams(id, true);
         let mut state = self.network.lock();
         state.release_udp(socket);
         state.schedule(Action::Tell(self.number, Note::UdpClosed(id)));
@@ -216,14 +216,15 @@ impl SimEngine {
         for id in std::mem::take(&mut self.udp.flush) {
             if let Some(port) = self.udp.ports.get_mut(id) {
                 port.flushing = false;
-                self.send_datagrams(id);
+                self.send_datagrams(id, true);
             }
         }
     }
 
     /// The kernel takes datagrams: all, or some now and the rest when it has room again.
-    pub(super) fn send_datagrams(&mut self, id: UdpId) -> Option<Event> {
-        self.hand_over_datagrams(id);
+    pub(super) fn send_datagrams(&mut self, id: UdpId, first: bool) -> Option<Event> {
+        self.udp.ports.get(id).filter(|port| !port.closing)?;
+        self.hand_over_datagrams(id, first);
         let port = self.udp.ports.get_mut(id).filter(|port| !port.closing)?;
         let mut state = self.network.lock();
         if !port.outgoing.is_empty() {
@@ -236,11 +237,11 @@ impl SimEngine {
         None
     }
 
-    fn hand_over_datagrams(&mut self, id: UdpId) {
+    fn hand_over_datagrams(&mut self, id: UdpId, first: bool) {
         let Some(port) = self.udp.ports.get_mut(id) else { return };
         let mut state = self.network.lock();
         self.stats.calls += 1;
-        let count = if state.queues_sends() { 0 } else { state.some_of(port.outgoing.len()) };
+        let count = if first && state.queues_sends() { 0 } else { state.some_of(port.outgoing.len()) };
         for (to, data) in port.outgoing.drain(..count) {
             if data.len() > PAYLOAD_MAX {
                 state.schedule(Action::Tell(self.number, Note::TooLarge(id, to)));

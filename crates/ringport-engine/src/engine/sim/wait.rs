@@ -61,7 +61,7 @@ impl SimEngine {
                 Note::Closed(conn, unacked) => self.closed(conn, unacked),
                 Note::Woken => Some(Event::Woken),
                 Note::Datagram(udp) => self.receive_datagram(udp),
-                Note::SendDatagrams(udp) => self.send_datagrams(udp),
+                Note::SendDatagrams(udp) => self.send_datagrams(udp, false),
                 Note::UdpWritable(udp) => self.datagrams_writable(udp),
                 Note::Unreachable(udp, to) => self.datagram_failed(udp, to, io::ErrorKind::ConnectionRefused),
                 Note::TooLarge(udp, to) => self.datagram_failed(udp, to, io::ErrorKind::InvalidInput),
