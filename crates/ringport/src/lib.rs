@@ -26,6 +26,7 @@
 
 mod address;
 mod client;
+mod datagram;
 mod error;
 mod handler;
 mod plan;
@@ -38,6 +39,7 @@ mod worker;
 pub use address::{Address, IntoAddress};
 pub use bytes::Bytes;
 pub use client::Client;
+pub use datagram::{Datagram, DatagramHandler, DatagramOptions, Datagrams};
 pub use error::{Error, Result, is_transient};
 pub use handler::{Connection, Handler, Message};
 pub use plan::{Running, ServerHandle, Spread};
@@ -45,7 +47,7 @@ pub use remote::{Remote, RemoteError};
 pub use ringport_engine::engine::{Candidate, SelectionError};
 pub use ringport_engine::{
     Buf, Chunk, ConnInfo, EngineConfig, EngineKind, EngineStats, Features, ListenOptions, Pool, PoolConfig, PoolStats,
-    Selection, SocketOptions,
+    Selection, SocketOptions, UdpOptions,
 };
 pub use server::Server;
 pub use session::{CloseReason, CloseReport, ConnectionOptions, OverLimit, Refusal, SendOutcome};

@@ -1,6 +1,7 @@
 //! What a server and a client have in common: how workers are made, run and stopped.
 
 use std::io;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
@@ -14,10 +15,11 @@ use ringport_engine::{
 };
 
 use crate::address::Address;
+use crate::datagram::DatagramOptions;
 use crate::error::{Error, Result};
 use crate::remote::Remote;
 use crate::session::ConnectionOptions;
-use crate::worker::{Counters, Factory, Share, Worker, WorkerSetup, WorkerStats};
+use crate::worker::{Counters, DatagramFactory, Factory, Share, Worker, WorkerSetup, WorkerStats};
 
 /// Most workers: one a core is the rule, and no machine that this runs on has more.
 pub(crate) const WORKERS_MAX: usize = 1024;
@@ -42,6 +44,14 @@ pub(crate) struct ServiceSpec {
     pub(crate) role: Role,
 }
 
+/// One datagram socket, or one for each worker.
+#[derive(Clone)]
+pub(crate) struct DatagramSpec {
+    pub(crate) factory: DatagramFactory,
+    pub(crate) options: DatagramOptions,
+    pub(crate) address: SocketAddr,
+}
+
 #[derive(Clone)]
 pub(crate) enum Role {
     Listen(Address, ListenOptions),
@@ -60,6 +70,7 @@ pub(crate) struct Plan {
     pub(crate) max_connections: usize,
     pub(crate) tick: Option<Duration>,
     pub(crate) services: Vec<ServiceSpec>,
+    pub(crate) datagrams: Vec<DatagramSpec>,
     pub(crate) until_idle: bool,
 }
 
@@ -75,6 +86,7 @@ impl Plan {
             max_connections: 1_000_000,
             tick: None,
             services: Vec::new(),
+            datagrams: Vec::new(),
             until_idle,
         }
     }
@@ -102,8 +114,16 @@ impl Plan {
         }
         let counters: Arc<[_]> = (0..self.workers).map(|_| Arc::new(Counters::default())).collect();
         let handle = ServerHandle { remote: Remote::new(self.workers), counters };
-        let setups = self.setups(kind, sockets, &handle);
-        Ok(Prepared { kind, selection, setups, addresses, files, handle })
+        let mut setups = self.setups(kind, sockets, &handle);
+        let mut udp_addresses = Vec::new();
+        for spec in &self.datagrams {
+            let (address, sockets) = self.bind_datagrams(spec)?;
+            udp_addresses.push(address);
+            for (setup, socket) in setups.iter_mut().zip(sockets) {
+                setup.datagrams.push((socket, spec.clone()));
+            }
+        }
+        Ok(Prepared { kind, selection, setups, addresses, udp_addresses, files, handle })
     }
 
     /// One setup for each worker; each takes its share of the sockets and of the connections to make.
@@ -138,6 +158,7 @@ impl Plan {
                 pin: self.pin.then_some(number),
                 listen,
                 connect,
+                datagrams: Vec::new(),
                 worker: WorkerSetup {
                     number: number as u16,
                     services: self
@@ -194,6 +215,28 @@ impl Plan {
     }
 }
 
+impl Plan {
+    /// Binds a datagram socket for each worker, or one for the first where the system does not spread.
+    fn bind_datagrams(&self, spec: &DatagramSpec) -> Result<(SocketAddr, Vec<Socket>)> {
+        let bind = |to: SocketAddr, reuse_port: bool| {
+            let mut options = spec.options.socket.clone();
+            options.reuse_port = reuse_port;
+            let socket = Socket::bind_udp(to, &options, self.config.network.as_ref());
+            let local = socket.and_then(|socket| Ok((socket.local_addr()?.as_socket().unwrap_or(to), socket)));
+            local.map_err(|source| Error::Listen { address: spec.address.to_string(), source })
+        };
+        // Exclusive at first, so that a second server on the address is refused.
+        let (local, first) = bind(spec.address, false)?;
+        let each = self.workers > 1 && ringport_engine::socket::REUSE_PORT_SPREADS;
+        if !each || self.config.network.is_some() {
+            return Ok((local, vec![first]));
+        }
+        drop(first);
+        let sockets = (0..self.workers).map(|_| Ok(bind(local, true)?.1)).collect::<Result<_>>()?;
+        Ok((local, sockets))
+    }
+}
+
 struct Bound {
     sockets: Vec<Socket>,
     address: Option<Address>,
@@ -215,6 +258,7 @@ pub(crate) struct Prepared {
     pub(crate) selection: Option<Selection>,
     pub(crate) setups: Vec<Setup>,
     pub(crate) addresses: Vec<Address>,
+    udp_addresses: Vec<SocketAddr>,
     files: Vec<PathBuf>,
     pub(crate) handle: ServerHandle,
 }
@@ -236,6 +280,7 @@ impl Prepared {
             kind: self.kind,
             selection: self.selection,
             addresses: self.addresses,
+            udp_addresses: self.udp_addresses,
             files: self.files,
             handle: self.handle,
             threads: Vec::new(),
@@ -263,6 +308,7 @@ pub struct Running {
     kind: EngineKind,
     selection: Option<Selection>,
     addresses: Vec<Address>,
+    udp_addresses: Vec<SocketAddr>,
     files: Vec<PathBuf>,
     handle: ServerHandle,
     threads: Vec<JoinHandle<io::Result<()>>>,
@@ -285,6 +331,12 @@ impl Running {
     #[must_use]
     pub fn addresses(&self) -> &[Address] {
         &self.addresses
+    }
+
+    /// Where it serves datagrams, in the order of the calls of `udp`, with real port numbers.
+    #[must_use]
+    pub fn udp_addresses(&self) -> &[SocketAddr] {
+        &self.udp_addresses
     }
 
     /// Number of workers.
@@ -383,6 +435,7 @@ pub(crate) struct Setup {
     /// Sockets, the services they belong to, and whether their connections are handed over.
     listen: Vec<(Socket, u32, bool)>,
     connect: Vec<(Address, usize, SocketOptions, u32)>,
+    datagrams: Vec<(Socket, DatagramSpec)>,
     worker: WorkerSetup,
 }
 
@@ -403,6 +456,9 @@ impl Setup {
         let mut worker = Worker::<E>::open(&self.config, self.pool, self.worker)?;
         for (socket, service, hand_over) in self.listen {
             worker.listen(socket, service, hand_over)?;
+        }
+        for (socket, spec) in self.datagrams {
+            worker.serve_datagrams(socket, &spec.factory, &spec.options)?;
         }
         for (to, connections, options, service) in self.connect {
             let to = to.to_system()?;

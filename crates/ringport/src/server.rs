@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use ringport_engine::{EngineConfig, EngineKind, ListenOptions, PoolConfig};
 
-use crate::address::IntoAddress;
+use crate::address::{Address, IntoAddress};
+use crate::datagram::{DatagramHandler, DatagramOptions};
 use crate::error::{Error, Result};
 use crate::handler::Handler;
-use crate::plan::{Plan, Role, Running, ServiceSpec, Spread};
+use crate::plan::{DatagramSpec, Plan, Role, Running, ServiceSpec, Spread};
 use crate::session::ConnectionOptions;
-use crate::worker::factory;
+use crate::worker::{datagram_factory, factory};
 
 /// Builds and runs a server.
 ///
@@ -76,6 +77,41 @@ impl Server {
                 options,
                 role: Role::Listen(address, socket),
             }),
+            Err(error) => {
+                self.error.get_or_insert(error);
+            }
+        }
+        self
+    }
+
+    /// Serves datagrams on `address`, which may have the port of a listener; each worker gets a handler from `make`. May be
+    /// called several times.
+    pub fn udp<H: DatagramHandler>(
+        self,
+        address: impl IntoAddress,
+        make: impl Fn() -> H + Send + Sync + 'static,
+    ) -> Self {
+        self.udp_with(address, DatagramOptions::default(), make)
+    }
+
+    /// Serves datagrams on `address` with options of the socket and its peers.
+    pub fn udp_with<H: DatagramHandler>(
+        mut self,
+        address: impl IntoAddress,
+        options: DatagramOptions,
+        make: impl Fn() -> H + Send + Sync + 'static,
+    ) -> Self {
+        let address = address.into_address().and_then(|address| match address {
+            Address::Ip(address) => Ok(address),
+            Address::Unix(path) => Err(Error::Address {
+                text: format!("unix:{}", path.display()),
+                why: "datagrams need an IP address".into(),
+            }),
+        });
+        match address {
+            Ok(address) => {
+                self.plan.datagrams.push(DatagramSpec { factory: datagram_factory(make), options, address });
+            }
             Err(error) => {
                 self.error.get_or_insert(error);
             }
@@ -160,7 +196,7 @@ impl Server {
     pub(crate) fn into_plan(self) -> Result<Plan> {
         match self.error {
             Some(error) => Err(error),
-            None if self.plan.services.is_empty() => Err(Error::Option {
+            None if self.plan.services.is_empty() && self.plan.datagrams.is_empty() => Err(Error::Option {
                 option: "listeners",
                 value: "none".into(),
                 why: "a server without a listener has nothing to do",

@@ -247,6 +247,10 @@ impl Context {
         self.sessions.iter().flatten().map(|session| session.conn).collect()
     }
 
+    pub(crate) fn count_refused_datagram(&mut self) {
+        self.totals.datagrams_refused += 1;
+    }
+
     /// Publishes the counters of this turn.
     pub(super) fn publish(&mut self) {
         self.totals.connections = self.live as u64;

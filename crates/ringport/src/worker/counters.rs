@@ -73,4 +73,22 @@ counters! {
     starved,
     /// Received messages delivered as copies, because buffers ran low.
     copies,
+    /// Datagrams received.
+    datagrams_received,
+    /// Datagrams that the kernel took.
+    datagrams_sent,
+    /// Datagrams that the kernel dropped because nobody read them in time, where the system says so.
+    datagrams_dropped,
+    /// Datagrams received without their end.
+    datagrams_truncated,
+    /// Datagrams not sent, and peers reported unreachable.
+    datagrams_failed,
+    /// Datagrams that a handler could not send because too many were waiting.
+    datagrams_refused,
+    /// Peers of datagram sockets with a state, now.
+    peers,
+    /// Datagrams dropped because there were too many peers.
+    peers_refused,
+    /// Peers forgotten after their idle timeout.
+    peers_expired,
 }

@@ -60,6 +60,9 @@ impl<E: Engine> Worker<E> {
 
     /// Closes what may be closed by now.
     pub(super) fn drain_step(&mut self) {
+        if self.drain.is_some() {
+            self.close_datagrams();
+        }
         let Some(drain) = &self.drain else { return };
         let (now, clock) = (self.context.now, self.context.clock);
         let (late, over) = (now >= drain.deadline, now >= drain.deadline + CUT_OFF);
@@ -76,7 +79,7 @@ impl<E: Engine> Worker<E> {
             }
             self.settle(conn);
         }
-        if self.context.live > 0 || !self.listeners.is_empty() {
+        if self.context.live > 0 || !self.listeners.is_empty() || self.has_datagrams() {
             self.context.timers.insert(now + STEP, Timer::Drain);
         }
     }

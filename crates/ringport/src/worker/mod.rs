@@ -14,6 +14,7 @@
 mod accept;
 mod context;
 mod counters;
+mod datagram;
 mod drain;
 mod mailbox;
 mod service;
@@ -32,8 +33,9 @@ pub(crate) use context::Facts;
 pub use context::{ConnectionId, Context};
 pub(crate) use counters::Counters;
 pub use counters::WorkerStats;
+pub(crate) use datagram::{DatagramFactory, datagram_factory};
 pub(crate) use mailbox::Mailbox;
-use ringport_engine::{Buf, ConnId, Engine, EngineConfig, Event, ListenerId, Pool, PoolConfig};
+use ringport_engine::{Buf, ConnId, Engine, EngineConfig, Event, ListenerId, Pool, PoolConfig, UdpId};
 use service::{Call, Happening, Service};
 pub(crate) use service::{Factory, factory};
 pub use timers::TimerId;
@@ -51,6 +53,12 @@ pub(crate) struct Worker<E: Engine> {
     context: Context,
     services: Vec<Box<dyn Service>>,
     listeners: Vec<Listening>,
+    /// Datagram sockets by the slots of their ids.
+    udp: Vec<Option<datagram::UdpSocket>>,
+    /// Datagram sockets whose sends were refused and that have room again.
+    udp_writable: Vec<UdpId>,
+    /// Datagrams that were waiting when their socket was closed.
+    datagrams_unsent: u64,
     mailbox: Arc<Mailbox<Letter>>,
     share: Share,
     tick: Option<Duration>,
@@ -120,6 +128,9 @@ impl<E: Engine> Worker<E> {
             context,
             services: factories.iter().map(|factory| factory()).collect(),
             listeners: Vec::new(),
+            udp: Vec::new(),
+            udp_writable: Vec::new(),
+            datagrams_unsent: 0,
             mailbox,
             share: setup.share,
             tick: setup.tick,
@@ -135,7 +146,8 @@ impl<E: Engine> Worker<E> {
     ///
     /// Only what ends the worker: the engine cannot go on.
     pub(crate) fn turn(&mut self, deadline: Option<Instant>) -> io::Result<()> {
-        let busy = !self.context.dirty.is_empty() || !self.context.writable.is_empty();
+        let writable = !self.context.writable.is_empty() || !self.udp_writable.is_empty();
+        let busy = !self.context.dirty.is_empty() || writable;
         if busy || !self.mailbox.prepare_sleep() {
             self.engine.wait(Some(self.context.now))?;
         } else {
@@ -168,7 +180,7 @@ impl<E: Engine> Worker<E> {
     /// Whether nothing is left to do, ever.
     pub(crate) fn is_finished(&self) -> bool {
         let ending = self.drain.is_some() || self.until_idle;
-        let ended = self.context.live == 0 && self.listeners.is_empty();
+        let ended = self.context.live == 0 && self.listeners.is_empty() && !self.has_datagrams();
         ending && ended || self.drain.as_ref().is_some_and(|drain| drain.is_hopeless(self.context.now))
     }
 
@@ -192,6 +204,7 @@ impl<E: Engine> Worker<E> {
                 self.settle(conn);
             }
         }
+        self.tell_writable_datagrams();
         // Those that become writable meanwhile have their turn in the next one, since a handler may fill the queue at once again.
         for _ in 0..self.context.writable.len() {
             let Some(conn) = self.context.writable.pop_front() else { return };
@@ -215,6 +228,10 @@ impl<E: Engine> Worker<E> {
                 self.context.totals.accepts_failed += 1;
                 tracing::warn!(%listener, %error, "accepting failed; trying again after a pause");
             }
+            Event::Datagram { udp, from, buf, truncated } => self.datagram(udp, from, buf, truncated),
+            Event::DatagramsWritable { udp } => self.datagrams_writable(udp),
+            Event::DatagramFailed { udp, to, error } => self.incident(udp, datagram::Incident::Failed(to, &error)),
+            Event::UdpClosed { udp, unsent } => self.udp_closed(udp, unsent),
             Event::ListenerClosed { listener } => self.listeners.retain(|listening| listening.id != listener),
             _ => {}
         }
@@ -339,6 +356,7 @@ impl<E: Engine> Worker<E> {
                 }
             }
             Timer::Tick => self.run_tick(),
+            Timer::Sweep(udp) => self.sweep(udp),
             Timer::Drain => self.drain_step(),
         }
     }
@@ -371,6 +389,7 @@ impl<E: Engine> Worker<E> {
         for service in &mut self.services {
             service.tick(&mut self.context);
         }
+        self.tick_datagrams();
     }
 
     fn publish(&mut self) {
@@ -380,6 +399,11 @@ impl<E: Engine> Worker<E> {
         totals.events = engine.events;
         totals.calls = engine.calls;
         totals.starved = engine.starved;
+        totals.datagrams_received = engine.datagrams_received;
+        totals.datagrams_sent = engine.datagrams_sent;
+        totals.datagrams_dropped = engine.datagrams_dropped;
+        totals.datagrams_truncated = engine.datagrams_truncated;
+        totals.datagrams_failed = engine.datagrams_failed + self.datagrams_unsent;
         totals.copies = self.context.pool.copies();
         self.context.publish();
     }

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use ringport_engine::ConnId;
+use ringport_engine::{ConnId, UdpId};
 
 use super::wheel::{TimerKey, Wheel};
 
@@ -25,6 +25,8 @@ pub(super) enum Timer {
     User(TimerId),
     /// The handlers' background tick.
     Tick,
+    /// Look which peers of a datagram socket are silent.
+    Sweep(UdpId),
     /// Look which connections are quiet enough to be closed.
     Drain,
 }

@@ -3,6 +3,7 @@
 //! Each test is written once, against a [`Stage`](stage::Stage), and `stages!` runs it on all of them.
 
 mod closing;
+mod datagrams;
 mod finish;
 mod flow;
 mod ledger;

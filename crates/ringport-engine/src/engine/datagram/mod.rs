@@ -197,7 +197,7 @@ impl Port {
     }
 
     /// Reads the socket's error queue. Says whether there was anything in it.
-    fn collect_errors(&mut self, stats: &mut EngineStats) -> bool {
+    pub(crate) fn collect_errors(&mut self, stats: &mut EngineStats) -> bool {
         let mut any = false;
         for _ in 0..FAILURES_MAX {
             let Some((to, error)) = calls::next_error(self.socket.as_fd()) else { break };
@@ -219,6 +219,10 @@ impl Port {
                     self.outgoing.drain(..datagrams);
                     stats.datagrams_sent += datagrams as u64;
                     retries = 0;
+                    if sent < messages {
+                        // What stopped the call is not told again (sendmmsg(2)): a full buffer, or an error of a peer.
+                        self.collect_errors(stats);
+                    }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.blocked = true,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => retries += 1,

@@ -112,7 +112,10 @@ impl Datagrams {
 
 impl Port {
     /// Takes over what the kernel reported, and says whether the port can go on now.
-    pub(super) fn note(&mut self, event: &mio::event::Event) -> bool {
+    pub(super) fn note(&mut self, event: &mio::event::Event, stats: &mut EngineStats) -> bool {
+        if event.is_error() {
+            self.collect_errors(stats);
+        }
         self.readable |= event.is_readable() || event.is_error();
         let room = self.blocked && (event.is_writable() || event.is_error());
         self.blocked &= !room;

@@ -166,7 +166,7 @@ impl ReadinessEngine {
 
     /// Turns what the kernel reported into flags and entries of the ready list.
     fn note_events(&mut self) {
-        let Self { events, conns, listeners, udp, turn, alarm_at, .. } = self;
+        let Self { events, conns, listeners, udp, turn, alarm_at, stats, .. } = self;
         for event in &*events {
             let token = event.token();
             let (target, slot) = Target::of(token);
@@ -191,7 +191,7 @@ impl ReadinessEngine {
                 }
                 Some(Target::Udp) => {
                     if let Some((id, port)) = udp.at(slot, token)
-                        && port.note(event)
+                        && port.note(event, stats)
                     {
                         turn.queue_port(id, port);
                     }
