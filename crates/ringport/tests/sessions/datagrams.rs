@@ -240,7 +240,8 @@ fn a_full_queue_refuses_and_says_when_there_is_room(stage: &Stage) {
         },
         |_| see(&log).received.len() == 8 && see(&asked).writable > 0,
     );
-    assert_eq!((see(&asked).refused, see(&asked).writable), (12, 1));
+    let asked = see(&asked);
+    assert_eq!((asked.refused, asked.writable), (12, 1));
 }
 
 fn a_panic_costs_its_datagram_alone(stage: &Stage) {
