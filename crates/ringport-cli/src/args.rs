@@ -1,5 +1,6 @@
 //! The command line.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -58,6 +59,7 @@ Examples:
   ringport serve echo --workers 2 --pin
   ringport serve generate --listen 127.0.0.1:0 --send-limit 1MiB
   ringport serve discard --listen unix:/run/sink --idle-timeout 30s
+  ringport serve echo --listen 127.0.0.1:6628 --udp 127.0.0.1:6628
 
 Durations are written 500ms, 30s, 5m (0 is off), sizes 64k, 10MiB.";
 
@@ -67,8 +69,12 @@ pub(crate) struct Serve {
     #[arg(value_enum)]
     pub(crate) service: ServiceName,
     /// Where to listen: HOST:PORT, [IPv6]:PORT or unix:PATH; may be given several times, port 0 picks a free one
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:6628")]
+    /// [default: 127.0.0.1:6628, unless --udp is given]
+    #[arg(long, value_name = "ADDR")]
     pub(crate) listen: Vec<Address>,
+    /// Where to serve datagrams: HOST:PORT or [IPv6]:PORT, also on the port of a listener; may be given several times
+    #[arg(long, value_name = "ADDR", value_parser = ip_address)]
+    pub(crate) udp: Vec<SocketAddr>,
     #[command(flatten)]
     pub(crate) engine: Engine,
     /// Threads that serve, each with connections of its own
@@ -98,6 +104,14 @@ pub(crate) struct Serve {
     /// Log to standard error: off, error, warn, info, debug, trace
     #[arg(long, value_name = "LEVEL", default_value = "info", value_parser = log_level)]
     pub(crate) log: LevelFilter,
+}
+
+fn ip_address(text: &str) -> Result<SocketAddr, String> {
+    match text.parse() {
+        Ok(Address::Ip(address)) => Ok(address),
+        Ok(Address::Unix(_)) => Err("datagrams need an IP address".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 fn send_limit(text: &str) -> Result<u64, String> {
@@ -138,13 +152,17 @@ The exit code is 0 when the peer closed in order, and 1 when it refused or reset
 Examples:
   ringport connect 127.0.0.1:6628 < file > copy
   echo hello | ringport connect [::1]:6628
-  ringport connect unix:/tmp/echo --protocol lines";
+  ringport connect unix:/tmp/echo --protocol lines
+  echo hello | ringport connect --udp 127.0.0.1:6628   each line is a datagram, each datagram is written out";
 
 #[derive(Debug, Args)]
 pub(crate) struct Connect {
     /// Where to: HOST:PORT, [IPv6]:PORT or unix:PATH
     #[arg(value_name = "ADDR")]
     pub(crate) address: Address,
+    /// Send each line of the input as a datagram, and write out what comes back until nothing did for a second
+    #[arg(long)]
+    pub(crate) udp: bool,
     /// raw passes bytes on as they come; lines sends and prints only whole lines (of up to 64 KiB)
     #[arg(long, value_enum, default_value_t = Protocol::Raw)]
     pub(crate) protocol: Protocol,
@@ -168,13 +186,17 @@ request; a wrong, missing or late one makes the exit code 1.
 Examples:
   ringport bench                                    own echo server on loopback, 50 connections, 64 bytes, 5 s
   ringport bench --engine all --connections 1000 --size 1k
-  ringport bench 127.0.0.1:6628 --size 1..16k --pipeline 16 --iterations 1000000 --json result.json";
+  ringport bench 127.0.0.1:6628 --size 1..16k --pipeline 16 --iterations 1000000 --json result.json
+  ringport bench --udp --connections 100 --pipeline 16       100 sockets with 16 datagrams under way on each";
 
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Bench {
     /// An echo server; without, one is started here on 127.0.0.1
     #[arg(value_name = "ADDR")]
     pub(crate) address: Option<Address>,
+    /// Send datagrams: every one is accounted for as returned or lost, and a loss makes the exit code 1
+    #[arg(long)]
+    pub(crate) udp: bool,
     /// Engine of the load, and of the own server: auto, all, io_uring, epoll, kqueue
     #[arg(long, value_name = "NAME", default_value = "auto", value_parser = engines_to_measure)]
     pub(crate) engine: EnginesToMeasure,

@@ -4,6 +4,7 @@
 mod args;
 mod bench;
 mod connect;
+mod connect_udp;
 mod engines;
 mod serve;
 mod services;
@@ -39,7 +40,7 @@ fn main() -> ExitCode {
         }
         Command::Connect(options) => {
             log_to_stderr(options.log);
-            connect::run(&options)
+            if options.udp { connect_udp::run(&options) } else { connect::run(&options) }
         }
         Command::Bench(options) => {
             log_to_stderr(options.log);

@@ -1,17 +1,21 @@
 //! `ringport serve`.
 
 use std::io::Write;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use ringport::{ConnectionOptions, ListenOptions, OverLimit, Running, Server, ServerHandle, Spread};
+use ringport::{ConnectionOptions, DatagramOptions, ListenOptions, OverLimit, Running, Server, ServerHandle, Spread};
 
 use crate::Failure;
 use crate::args::{OverLimitName, Serve, ServiceName, SpreadName};
-use crate::services::{Discard, Echo, Generate};
+use crate::services::{Discard, DiscardDatagrams, Echo, EchoDatagrams, Generate, GenerateDatagrams};
 
 /// Above this many waiting bytes a connection is full, unless the send limit is small.
 const HIGH_MARK: u64 = 256 << 10;
+
+/// Where it listens if nothing is said.
+const DEFAULT_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 6628);
 
 /// Serves until a signal, then drains.
 pub(crate) fn run(options: Serve) -> Result<ExitCode, Failure> {
@@ -47,7 +51,16 @@ fn server(options: Serve) -> Server {
             SpreadName::LeastLoaded => Spread::LeastLoaded,
         });
     let refused_above = (over_limit == OverLimit::Refuse).then_some(limit);
-    options.listen.into_iter().fold(server, |server, address| {
+    let udp = DatagramOptions::default();
+    let server = options.udp.iter().fold(server, |server, address| match options.service {
+        ServiceName::Echo => server.udp_with(*address, udp.clone(), || EchoDatagrams),
+        ServiceName::Discard => server.udp_with(*address, udp.clone(), || DiscardDatagrams),
+        ServiceName::Generate => server.udp_with(*address, udp.clone(), || GenerateDatagrams),
+    });
+    // With datagrams alone there is no listener but those that were asked for.
+    let default = if options.udp.is_empty() { vec![DEFAULT_ADDRESS.into()] } else { Vec::new() };
+    let listen = if options.listen.is_empty() { default } else { options.listen };
+    listen.into_iter().fold(server, |server, address| {
         let (sockets, connections) = (ListenOptions::default(), connections.clone());
         match options.service {
             ServiceName::Echo => server.listen_with(address, sockets, connections, move || Echo { refused_above }),
@@ -80,6 +93,9 @@ fn announce(running: &Running) -> Result<(), Failure> {
         let (protocol, engine, workers) = (address.protocol(), running.engine(), running.workers());
         writeln!(out, "listening {protocol} {address} engine={engine} workers={workers}")?;
     }
+    for address in running.udp_addresses() {
+        writeln!(out, "listening udp {address} engine={} workers={}", running.engine(), running.workers())?;
+    }
     out.flush()?;
     Ok(())
 }
@@ -97,6 +113,10 @@ fn report(handle: &ServerHandle) {
         system_calls = stats.calls,
         starved = stats.starved,
         copies = stats.copies,
+        datagrams_received = stats.datagrams_received,
+        datagrams_sent = stats.datagrams_sent,
+        datagrams_dropped = stats.datagrams_dropped,
+        datagrams_refused = stats.datagrams_refused,
         "ended"
     );
 }

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use ringport::{Buf, Bytes, Connection, Handler, SendOutcome};
+use ringport::{Buf, Bytes, Connection, Datagram, DatagramHandler, Datagrams, Handler, SendOutcome};
 
 /// Sends back what it receives.
 ///
@@ -133,6 +133,49 @@ impl Handler for Generate {
 
     /// A peer that has closed only its own direction still reads.
     fn peer_closed(&mut self, _: &mut Connection<'_, ()>) {}
+}
+
+/// What `ringport serve --udp` does with datagrams: sends each back, or drops it.
+pub(crate) struct EchoDatagrams;
+
+impl DatagramHandler for EchoDatagrams {
+    type Peer = ();
+
+    #[inline]
+    fn datagram(&mut self, socket: &mut Datagrams<'_>, (): &mut (), datagram: Datagram) {
+        if !datagram.truncated {
+            // A full queue means that the network is slower than the peers: what does not fit is lost, and counted.
+            let _ = socket.send_to(datagram.from, datagram.data);
+        }
+    }
+}
+
+/// Drops datagrams.
+pub(crate) struct DiscardDatagrams;
+
+impl DatagramHandler for DiscardDatagrams {
+    type Peer = ();
+
+    #[inline]
+    fn datagram(&mut self, _: &mut Datagrams<'_>, (): &mut (), _: Datagram) {}
+}
+
+/// Datagrams that one asks for, and their bytes.
+const GENERATED: usize = 16;
+const GENERATED_BYTES: usize = 1024;
+
+/// Answers a datagram with some of 1 KiB, which carry the bytes 0 to 255 over and over. Only a peer that asks gets any, so
+/// that a forged address is not flooded for long.
+pub(crate) struct GenerateDatagrams;
+
+impl DatagramHandler for GenerateDatagrams {
+    type Peer = ();
+
+    fn datagram(&mut self, socket: &mut Datagrams<'_>, (): &mut (), datagram: Datagram) {
+        for _ in 0..GENERATED {
+            let _ = socket.send_to(datagram.from, &PIECE[..GENERATED_BYTES]);
+        }
+    }
 }
 
 #[cfg(test)]

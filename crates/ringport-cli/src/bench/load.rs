@@ -105,7 +105,7 @@ fn pattern(bytes: u64) -> Vec<u8> {
 }
 
 /// A hash of one number (the finalizer of SplitMix64): every bit of the input reaches every bit of the result.
-fn mix(number: u64) -> u64 {
+pub(super) fn mix(number: u64) -> u64 {
     let mut x = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
     x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

@@ -9,6 +9,7 @@
 
 mod load;
 mod report;
+mod udp;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -37,6 +38,9 @@ const CLOSING: Duration = Duration::from_secs(2);
 
 /// Measures one or all engines and prints what came out.
 pub(crate) fn run(options: &Bench) -> Result<ExitCode, Failure> {
+    if options.udp {
+        return udp::run(options);
+    }
     let rows = match options.engine {
         EnginesToMeasure::Auto => vec![measure(options, None)?],
         EnginesToMeasure::One(kind) => vec![measure(options, Some(kind))?],

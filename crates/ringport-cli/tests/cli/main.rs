@@ -10,4 +10,5 @@ mod hostile;
 mod program;
 mod serve;
 mod starved;
+mod udp;
 mod usage;
