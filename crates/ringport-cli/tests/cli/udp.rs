@@ -156,11 +156,9 @@ fn lies_are_found_out() {
         drop(server.send_to(data, from));
         drop(server.send_to(data, from));
     }));
-    assert_eq!(
-        (code, &result["duplicated"], &result["lost"]),
-        (Some(1), &Value::from(10), &Value::from(0)),
-        "{result}"
-    );
+    assert_eq!((code, &result["lost"]), (Some(1), &Value::from(0)), "{result}");
+    // The second answer to the very last datagram may come too late to be counted.
+    assert!(matches!(result["duplicated"].as_u64(), Some(9 | 10)), "{result}");
 }
 
 #[test]

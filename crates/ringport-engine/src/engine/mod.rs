@@ -17,10 +17,10 @@ pub mod contract;
 #[cfg(unix)]
 mod datagram;
 #[cfg(target_os = "linux")]
-#[path = "datagram/linux.rs"]
+#[path = "datagram_linux.rs"]
 mod datagram_calls;
 #[cfg(all(unix, not(target_os = "linux")))]
-#[path = "datagram/portable.rs"]
+#[path = "datagram_portable.rs"]
 mod datagram_calls;
 #[cfg(unix)]
 mod direct;

@@ -1,5 +1,5 @@
 //! Datagram sockets: a multishot recvmsg into provided buffers, or plain calls after a poll; and plain calls to send
-//! (`engine/datagram` says why).
+//! (`engine/datagram.rs` says why).
 //!
 //! ```text
 //! Datagram     multishot recvmsg: one completion a datagram, or one for several that the kernel put together
