@@ -2,9 +2,8 @@
 
 use std::io::Write;
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicBool, Ordering};
 
-use ringport::{ConnectionOptions, ListenOptions, OverLimit, Running, Server, ServerHandle, Spread};
+use ringport::{ConnectionOptions, Error, ListenOptions, OverLimit, Running, Server, ServerHandle, Spread};
 
 use crate::Failure;
 use crate::args::{OverLimitName, Serve, ServiceName, SpreadName};
@@ -16,12 +15,14 @@ const HIGH_MARK: u64 = 256 << 10;
 /// Serves until a signal, then drains.
 pub(crate) fn run(options: Serve) -> Result<ExitCode, Failure> {
     let drain = options.drain;
-    let running = server(options).start()?;
-    let handle = running.handle();
-    stop_on_signals(handle.clone(), drain)?;
-    announce(&running)?;
-    let outcome = running.join();
-    report(&handle);
+    let mut handle = None;
+    let outcome = server(options).stop_on_signals(drain).run_with(|running| {
+        handle = Some(running.handle());
+        announce(running)
+    });
+    if let Some(handle) = handle {
+        report(&handle);
+    }
     outcome?;
     Ok(ExitCode::SUCCESS)
 }
@@ -59,29 +60,15 @@ fn server(options: Serve) -> Server {
     })
 }
 
-/// The first signal drains, the second ends the process.
-fn stop_on_signals(handle: ServerHandle, drain: std::time::Duration) -> Result<(), Failure> {
-    let asked = AtomicBool::new(false);
-    ctrlc::set_handler(move || {
-        if asked.swap(true, Ordering::Relaxed) {
-            eprintln!("ringport: ended by a second signal before the connections were drained");
-            std::process::exit(1);
-        }
-        tracing::info!(within = ?drain, "draining");
-        handle.shutdown(drain);
-    })?;
-    Ok(())
-}
-
 /// One line for each listener, which a script may wait for.
-fn announce(running: &Running) -> Result<(), Failure> {
+fn announce(running: &Running) -> ringport::Result<()> {
     let mut out = std::io::stdout().lock();
-    for address in running.addresses() {
+    let mut lines = running.addresses().iter().map(|address| {
         let (protocol, engine, workers) = (address.protocol(), running.engine(), running.workers());
-        writeln!(out, "listening {protocol} {address} engine={engine} workers={workers}")?;
-    }
-    out.flush()?;
-    Ok(())
+        writeln!(out, "listening {protocol} {address} engine={engine} workers={workers}")
+    });
+    let written = lines.try_for_each(|line| line).and_then(|()| out.flush());
+    written.map_err(|source| Error::System { what: "cannot write to standard output", source })
 }
 
 fn report(handle: &ServerHandle) {

@@ -59,6 +59,8 @@ pub(crate) struct Plan {
     pub(crate) spread: Spread,
     pub(crate) max_connections: usize,
     pub(crate) tick: Option<Duration>,
+    /// Time to drain when the process is asked to end.
+    pub(crate) stop_on_signals: Option<Duration>,
     pub(crate) services: Vec<ServiceSpec>,
     pub(crate) until_idle: bool,
 }
@@ -74,6 +76,7 @@ impl Plan {
             spread: Spread::default(),
             max_connections: 1_000_000,
             tick: None,
+            stop_on_signals: None,
             services: Vec::new(),
             until_idle,
         }
@@ -150,6 +153,7 @@ impl Plan {
                     global_live: Arc::clone(&global_live),
                     share,
                     tick: self.tick,
+                    stop_on_signals: self.stop_on_signals.filter(|_| number == 0),
                     until_idle: self.until_idle,
                 },
             }
@@ -221,7 +225,37 @@ pub(crate) struct Prepared {
 
 impl Prepared {
     /// Starts a thread for each worker and returns when all have opened their engine.
-    pub(crate) fn start(self) -> Result<Running> {
+    pub(crate) fn start(mut self) -> Result<Running> {
+        let setups = std::mem::take(&mut self.setups);
+        self.start_workers(setups)?.wait()
+    }
+
+    /// Runs the first worker on this thread, and starts a thread for each other one. `ready` is called when all have
+    /// opened their engine; if it fails, all end.
+    pub(crate) fn run(mut self, ready: impl FnOnce(&Running) -> Result<()>) -> Result<()> {
+        let mut setups = std::mem::take(&mut self.setups);
+        let first = setups.remove(0);
+        let started = self.start_workers(setups)?;
+        let (mut running, mut failed) = (None, None);
+        let outcome = first.run(|opened| {
+            let opened = opened.map_err(|source| Error::System { what: "cannot open the engine", source });
+            let ready = opened.and_then(|()| started.wait()).and_then(|all| ready(running.insert(all)));
+            ready.map_err(|error| {
+                failed = Some(error);
+                io::ErrorKind::Interrupted.into()
+            })
+        });
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        if let (Err(_), Some(running)) = (&outcome, &running) {
+            running.handle.shutdown(Duration::ZERO);
+        }
+        let others = running.map_or(Ok(()), Running::join);
+        outcome.map_err(|source| Error::System { what: "an engine failed", source }).and(others)
+    }
+
+    fn start_workers(self, setups: Vec<Setup>) -> Result<Started> {
         if let Some(selection) = &self.selection {
             let passed_over = selection.passed_over();
             if passed_over.is_empty() {
@@ -231,7 +265,6 @@ impl Prepared {
             }
         }
         let (report, ready) = mpsc::channel();
-        let workers = self.setups.len();
         let mut running = Running {
             kind: self.kind,
             selection: self.selection,
@@ -240,20 +273,39 @@ impl Prepared {
             handle: self.handle,
             threads: Vec::new(),
         };
-        for setup in self.setups {
+        for setup in setups {
             let report = report.clone();
             let name = format!("ringport-{}", setup.worker.number);
-            let thread = std::thread::Builder::new().name(name).spawn(move || setup.run(Some(&report)));
+            let body = move || {
+                setup.run(|opened| {
+                    // Nobody listens any more only when the start has failed already.
+                    let _ = report.send(opened);
+                    Ok(())
+                })
+            };
+            let thread = std::thread::Builder::new().name(name).spawn(body);
             running
                 .threads
                 .push(thread.map_err(|source| Error::System { what: "cannot start a worker thread", source })?);
         }
-        drop(report);
-        for _ in 0..workers {
-            let opened = ready.recv().unwrap_or_else(|_| Err(io::Error::other("a worker ended before it was ready")));
+        Ok(Started { running, ready })
+    }
+}
+
+/// Workers that are opening their engines.
+struct Started {
+    running: Running,
+    ready: mpsc::Receiver<io::Result<()>>,
+}
+
+impl Started {
+    fn wait(self) -> Result<Running> {
+        for _ in 0..self.running.threads.len() {
+            let ended = |_| Err(io::Error::other("a worker ended before it was ready"));
+            let opened = self.ready.recv().unwrap_or_else(ended);
             opened.map_err(|source| Error::System { what: "cannot open the engine", source })?;
         }
-        Ok(running)
+        Ok(self.running)
     }
 }
 
@@ -324,7 +376,7 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        if !self.threads.is_empty() {
+        if !self.threads.is_empty() || !self.files.is_empty() {
             self.handle.shutdown(Duration::ZERO);
             let _ = self.join_threads();
         }
@@ -386,13 +438,11 @@ pub(crate) struct Setup {
     worker: WorkerSetup,
 }
 
-type Report<'a> = Option<&'a mpsc::Sender<io::Result<()>>>;
-
 impl Setup {
-    /// Opens the engine on this thread, says so, and runs to the end.
-    pub(crate) fn run(self, report: Report<'_>) -> io::Result<()> {
+    /// Opens the engine on this thread, tells `opened` whether that worked, and unless that says no, runs to the end.
+    pub(crate) fn run(self, opened: impl FnOnce(io::Result<()>) -> io::Result<()>) -> io::Result<()> {
         let kind = self.kind;
-        with_engine(kind, Run { setup: self, report })?
+        with_engine(kind, Run { setup: self, opened })?
     }
 
     /// Opens a worker without running it.
@@ -414,28 +464,21 @@ impl Setup {
     }
 }
 
-struct Run<'a> {
+struct Run<F> {
     setup: Setup,
-    report: Report<'a>,
+    opened: F,
 }
 
-impl UseEngine for Run<'_> {
+impl<F: FnOnce(io::Result<()>) -> io::Result<()>> UseEngine for Run<F> {
     type Output = io::Result<()>;
 
     fn run<E: Engine>(self) -> io::Result<()> {
-        let opened = self.setup.open::<E>();
-        let (worker, outcome) = match opened {
-            Ok(worker) => (Some(worker), Ok(())),
-            Err(error) => (None, Err(error)),
-        };
-        match (self.report, worker) {
-            (Some(report), worker) => {
-                // Nobody listens any more only when the start has failed already.
-                let _ = report.send(outcome);
-                worker.map_or(Ok(()), |mut worker| worker.run())
+        match self.setup.open::<E>() {
+            Ok(mut worker) => {
+                (self.opened)(Ok(()))?;
+                worker.run()
             }
-            (None, Some(mut worker)) => worker.run(),
-            (None, None) => outcome,
+            Err(error) => (self.opened)(Err(error)),
         }
     }
 }

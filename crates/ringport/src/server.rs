@@ -140,21 +140,32 @@ impl Server {
         self.into_plan()?.prepare()?.start()
     }
 
-    /// Runs until the server is shut down by [`ServerHandle::shutdown`](crate::ServerHandle::shutdown), which a handler can reach through
-    /// [`Context`](crate::Context), or by an error. A single worker runs on the calling thread.
+    /// Drains the server when the process is asked to end, by SIGTERM, SIGINT or SIGHUP: as
+    /// [`ServerHandle::shutdown`](crate::ServerHandle::shutdown) does, within this time. A second signal ends the process
+    /// at once, with exit code 1. Only one server of a process can do so. Off by default.
+    pub fn stop_on_signals(mut self, within: Duration) -> Self {
+        self.plan.stop_on_signals = Some(within);
+        self
+    }
+
+    /// Runs until the server is shut down: by [`ServerHandle::shutdown`](crate::ServerHandle::shutdown), which a handler can
+    /// reach through [`Context`](crate::Context), by a signal if [`Server::stop_on_signals`] says so, or by an error. The
+    /// first worker runs on the calling thread.
     ///
     /// # Errors
     ///
     /// As [`Server::start`], and if an engine fails.
     pub fn run(self) -> Result<()> {
-        let mut prepared = self.into_plan()?.prepare()?;
-        match (prepared.setups.pop(), prepared.setups.is_empty()) {
-            (Some(only), true) => only.run(None).map_err(|source| Error::System { what: "the engine failed", source }),
-            (last, _) => {
-                prepared.setups.extend(last);
-                prepared.start()?.join()
-            }
-        }
+        self.run_with(|_| Ok(()))
+    }
+
+    /// As [`Server::run`], and calls `ready` once all workers listen: to tell the addresses, or to keep the handle.
+    ///
+    /// # Errors
+    ///
+    /// As [`Server::run`], and what `ready` returns; the server ends then.
+    pub fn run_with(self, ready: impl FnOnce(&Running) -> Result<()>) -> Result<()> {
+        self.into_plan()?.prepare()?.run(ready)
     }
 
     pub(crate) fn into_plan(self) -> Result<Plan> {

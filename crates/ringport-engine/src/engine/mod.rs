@@ -21,8 +21,12 @@ pub(crate) mod platform;
 pub mod readiness;
 mod select;
 pub mod sim;
+#[cfg_attr(unix, path = "termination/unix.rs")]
+#[cfg_attr(windows, path = "termination/windows.rs")]
+mod termination;
 #[cfg(target_os = "linux")]
 pub mod uring;
 
 pub use platform::{UseEngine, pin_to_core, with_engine};
 pub use select::{Candidate, EngineKind, Selection, SelectionError};
+pub use termination::{asked_to_end, ring_when_asked_to_end};

@@ -147,6 +147,19 @@ pub(crate) fn thread_time() -> std::time::Duration {
     std::time::Duration::new(time.tv_sec.max(0) as u64, time.tv_nsec as u32)
 }
 
+/// Sets the calling thread's `errno`, so that a signal handler leaves it as it was.
+#[cfg(unix)]
+pub(crate) fn set_errno(value: i32) {
+    #[cfg(any(target_os = "android", target_os = "openbsd", target_os = "netbsd"))]
+    use libc::__errno as location;
+    #[cfg(target_os = "linux")]
+    use libc::__errno_location as location;
+    #[cfg(any(target_vendor = "apple", target_os = "freebsd", target_os = "dragonfly"))]
+    use libc::__error as location;
+    // SAFETY: the function returns the address of a variable of this thread.
+    unsafe { *location() = value }
+}
+
 /// Flags of every plain send.
 #[cfg(any(target_os = "linux", target_os = "android", target_os = "freebsd"))]
 pub(crate) const SEND_FLAGS: i32 = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;

@@ -33,6 +33,7 @@ pub use context::{ConnectionId, Context};
 pub(crate) use counters::Counters;
 pub use counters::WorkerStats;
 pub(crate) use mailbox::Mailbox;
+use ringport_engine::engine::{asked_to_end, ring_when_asked_to_end};
 use ringport_engine::{Buf, ConnId, Engine, EngineConfig, Event, ListenerId, Pool, PoolConfig};
 use service::{Call, Happening, Service};
 pub(crate) use service::{Factory, factory};
@@ -55,6 +56,8 @@ pub(crate) struct Worker<E: Engine> {
     share: Share,
     tick: Option<Duration>,
     drain: Option<Drain>,
+    /// Time to drain when the process is asked to end; `None` if another worker sees to that, or nobody.
+    stop_on_signals: Option<Duration>,
     /// Ends when its last connection has ended: a client.
     until_idle: bool,
     /// Whose callback runs.
@@ -80,6 +83,7 @@ pub(crate) struct WorkerSetup {
     pub(crate) global_live: Arc<AtomicUsize>,
     pub(crate) share: Share,
     pub(crate) tick: Option<Duration>,
+    pub(crate) stop_on_signals: Option<Duration>,
     pub(crate) until_idle: bool,
 }
 
@@ -92,6 +96,9 @@ impl<E: Engine> Worker<E> {
         let mailbox = Arc::clone(&setup.remote.mailboxes[usize::from(setup.number)]);
         let waker = engine.waker();
         mailbox.bind(move || waker.wake());
+        if setup.stop_on_signals.is_some() {
+            ring_when_asked_to_end(engine.waker())?;
+        }
         let mut timers = Timers::new(now);
         if let Some(period) = setup.tick {
             timers.insert(now + period, Timer::Tick);
@@ -123,6 +130,7 @@ impl<E: Engine> Worker<E> {
             mailbox,
             share: setup.share,
             tick: setup.tick,
+            stop_on_signals: setup.stop_on_signals,
             drain: None,
             until_idle: setup.until_idle,
             current: None,
@@ -216,7 +224,19 @@ impl<E: Engine> Worker<E> {
                 tracing::warn!(%listener, %error, "accepting failed; trying again after a pause");
             }
             Event::ListenerClosed { listener } => self.listeners.retain(|listening| listening.id != listener),
+            Event::Woken => self.woken(),
             _ => {}
+        }
+    }
+
+    /// Another thread wants something, or a signal arrived.
+    fn woken(&mut self) {
+        if let Some(within) = self.stop_on_signals
+            && asked_to_end()
+        {
+            self.stop_on_signals = None;
+            tracing::info!(?within, "draining");
+            self.context.remote.shut_down(within);
         }
     }
 
