@@ -12,6 +12,8 @@
 //!
 //! `cfg` on the operating system stands here, in `platform.rs` and in Cargo.toml, and nowhere else.
 
+#[cfg(windows)]
+mod acceptor;
 mod backoff;
 pub mod contract;
 #[cfg(unix)]
