@@ -30,6 +30,8 @@ pub fn with_engine<U: UseEngine>(kind: EngineKind, user: U) -> Result<U::Output,
         EngineKind::Epoll => Ok(user.run::<super::readiness::ReadinessEngine>()),
         #[cfg(all(unix, not(any(target_os = "linux", target_os = "android"))))]
         EngineKind::Kqueue => Ok(user.run::<super::readiness::ReadinessEngine>()),
+        #[cfg(windows)]
+        EngineKind::Iocp => Ok(user.run::<super::iocp::IocpEngine>()),
         EngineKind::Sim => Ok(user.run::<super::sim::SimEngine>()),
         kind => Err(SelectionError::Elsewhere { kind }),
     }
@@ -236,11 +238,6 @@ pub(crate) fn unacked(_: BorrowedFd<'_>) -> Option<u64> {
 pub(crate) fn is_exhaustion(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM))
 }
-/// Whether an accept failed because the system is out of something (WSAEMFILE, WSAENOBUFS).
-#[cfg(windows)]
-pub(crate) fn is_exhaustion(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(10024 | 10055))
-}
 
 /// Sets how a listener shares its address.
 #[cfg(unix)]
@@ -276,8 +273,8 @@ pub(crate) fn candidates(config: &EngineConfig) -> Vec<Candidate> {
 pub(crate) fn candidates(config: &EngineConfig) -> Vec<Candidate> {
     vec![Candidate::new(EngineKind::Epoll, super::readiness::probe(config))]
 }
-/// The engines of Windows are not part of this version.
+/// This platform's engines in the order of preference, each probed.
 #[cfg(windows)]
-pub(crate) fn candidates(_: &EngineConfig) -> Vec<Candidate> {
-    Vec::new()
+pub(crate) fn candidates(config: &EngineConfig) -> Vec<Candidate> {
+    vec![Candidate::new(EngineKind::Iocp, super::iocp::probe(config))]
 }
