@@ -70,6 +70,17 @@ pub fn pin_to_core(_: usize) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
 }
 
+/// The file of a Unix socket's address, if it has one.
+#[cfg(unix)]
+pub(crate) fn socket_path(address: &socket2::SockAddr) -> Option<&std::path::Path> {
+    address.as_pathname()
+}
+/// No engine of this system serves Unix sockets.
+#[cfg(windows)]
+pub(crate) fn socket_path(_: &socket2::SockAddr) -> Option<&std::path::Path> {
+    None
+}
+
 /// Whether `path` is a Unix socket.
 #[cfg(unix)]
 pub(crate) fn is_socket_file(path: &std::path::Path) -> bool {
