@@ -94,16 +94,26 @@ pub fn pin_to_core(_: usize) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
 }
 
-/// Whether the path of `address` is a Unix socket.
+/// The file of a Unix socket's address, if it has one.
 #[cfg(unix)]
-pub(crate) fn is_socket_file(address: &socket2::SockAddr) -> bool {
+pub(crate) fn socket_path(address: &socket2::SockAddr) -> Option<&std::path::Path> {
+    address.as_pathname()
+}
+/// No engine of this system serves Unix sockets.
+#[cfg(windows)]
+pub(crate) fn socket_path(_: &socket2::SockAddr) -> Option<&std::path::Path> {
+    None
+}
+
+/// Whether `path` is a Unix socket.
+#[cfg(unix)]
+pub(crate) fn is_socket_file(path: &std::path::Path) -> bool {
     use std::os::unix::fs::FileTypeExt;
-    let metadata = address.as_pathname().and_then(|path| std::fs::symlink_metadata(path).ok());
-    metadata.is_some_and(|metadata| metadata.file_type().is_socket())
+    std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket())
 }
 /// It cannot be told here.
 #[cfg(windows)]
-pub(crate) fn is_socket_file(_: &socket2::SockAddr) -> bool {
+pub(crate) fn is_socket_file(_: &std::path::Path) -> bool {
     false
 }
 
