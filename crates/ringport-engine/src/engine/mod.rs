@@ -24,5 +24,5 @@ pub mod sim;
 #[cfg(target_os = "linux")]
 pub mod uring;
 
-pub use platform::{UseEngine, pin_to_core, with_engine};
+pub use platform::{EXHAUSTION_CODES, UseEngine, is_exhaustion, pin_to_core, with_engine};
 pub use select::{Candidate, EngineKind, Selection, SelectionError};
