@@ -32,7 +32,9 @@ impl IocpEngine {
 
     fn settle_listener(&mut self, id: ListenerId) {
         let Some(listener) = self.listeners.get_mut(id) else { return };
-        match listener.settle(id, &mut self.port, &self.extensions, self.now) {
+        let settled = listener.settle(id, &mut self.port, &self.extensions, self.now);
+        self.stats.accepts_failed += listener.take_lost();
+        match settled {
             Settled::Quiet => {}
             Settled::Failed(error) => {
                 self.stats.accepts_failed += 1;

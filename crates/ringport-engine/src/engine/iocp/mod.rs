@@ -38,6 +38,8 @@ mod connect;
 mod probe;
 mod receive;
 mod send;
+#[cfg(test)]
+mod tests;
 mod wait;
 
 use std::collections::VecDeque;
