@@ -165,6 +165,7 @@ impl Listener {
     }
 
     /// Takes the packet of an accept. [`Listener::settle`] is due afterwards.
+    #[expect(clippy::boxed_local, reason = "records come in boxes")]
     pub(crate) fn take(&mut self, record: Box<Record>, success: bool, now: Instant) -> Accepted {
         debug_assert!(self.posted > 0, "a packet of an accept that was not posted");
         self.posted = self.posted.saturating_sub(1);
