@@ -203,3 +203,19 @@ fn inline_completions_do_not_recurse() {
     let stats = thread.unwrap().join().unwrap();
     assert!(stats.sends >= 5_000 && stats.receives >= 4_999, "{stats:?}");
 }
+
+/// Pinning is read back: setting a mask tells the one before.
+#[test]
+fn a_thread_is_pinned_to_one_core() {
+    use windows_sys::Win32::System::Threading::{GetCurrentThread, SetThreadAffinityMask};
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let masks: std::collections::BTreeSet<usize> = (0..2 * cores)
+        .map(|index| {
+            crate::engine::pin_to_core(index).unwrap();
+            // SAFETY: the handle stands for this thread. The mask allows the first core, which exists.
+            unsafe { SetThreadAffinityMask(GetCurrentThread(), 1) }
+        })
+        .collect();
+    assert_eq!(masks.len(), cores, "{masks:?}");
+    assert!(masks.iter().all(|mask| mask.count_ones() == 1), "{masks:?}");
+}
