@@ -75,6 +75,8 @@ pub struct Setup {
     pub seed: u64,
     /// Path of the test, to run it in a process of its own.
     pub path: String,
+    /// Which engine; `None` for the simulator.
+    pub kind: Option<EngineKind>,
     /// Whether the engine is the simulator.
     pub sim: bool,
     /// What of the kernel may be used.
@@ -100,7 +102,7 @@ impl Setup {
 /// Runs `body` on the engine: once on a real one, with many seeds on the simulator.
 pub fn run<S: Subject>(path: &str, body: fn(&Setup)) {
     let path = path.trim_start_matches("conformance::").to_owned();
-    let mut setup = Setup { seed: 1, path, sim: S::KIND.is_none(), features: S::features() };
+    let mut setup = Setup { seed: 1, path, kind: S::KIND, sim: S::KIND.is_none(), features: S::features() };
     if let Some(kind) = S::KIND {
         return match refusal(kind, &setup.config()) {
             Some(reason) => eprintln!("skipped: {reason}"),
