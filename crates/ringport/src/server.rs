@@ -140,9 +140,10 @@ impl Server {
         self.into_plan()?.prepare()?.start()
     }
 
-    /// Drains the server when the process is asked to end, by SIGTERM, SIGINT or SIGHUP: as
-    /// [`ServerHandle::shutdown`](crate::ServerHandle::shutdown) does, within this time. A second signal ends the process
-    /// at once, with exit code 1. Only one server of a process can do so. Off by default.
+    /// Drains the server when the process is asked to end, as [`ServerHandle::shutdown`](crate::ServerHandle::shutdown)
+    /// does within this time: by SIGTERM, SIGINT or SIGHUP; on Windows by Ctrl-C and Ctrl-Break, and within 3 s when its
+    /// console is closed or the machine shuts down. A second signal ends the process at once, with exit code 1. Only one
+    /// server of a process can do so. Off by default.
     pub fn stop_on_signals(mut self, within: Duration) -> Self {
         self.plan.stop_on_signals = Some(within);
         self

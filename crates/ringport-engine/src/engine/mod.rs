@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | `io_uring` | Linux 6.0 and later | [`uring`] |
 //! | `epoll`, `kqueue` | Linux, Android; macOS, BSD | [`readiness`] |
+//! | `iocp` | Windows | [`iocp`] |
 //! | `sim` | everywhere | [`sim`] |
 //!
 //! Every folder has the same files: `mod.rs` (the engine and its state), `accept.rs`, `connect.rs`, `receive.rs`,
@@ -12,21 +13,29 @@
 //!
 //! `cfg` on the operating system stands here, in `platform.rs` and in Cargo.toml, and nowhere else.
 
+#[cfg(windows)]
+mod acceptor;
 mod backoff;
 pub mod contract;
 #[cfg(unix)]
 mod direct;
+#[cfg(windows)]
+pub mod iocp;
 pub(crate) mod platform;
+#[cfg(windows)]
+mod port;
 #[cfg(unix)]
 pub mod readiness;
 mod select;
 pub mod sim;
-#[cfg_attr(unix, path = "termination/unix.rs")]
-#[cfg_attr(windows, path = "termination/windows.rs")]
+#[cfg_attr(unix, path = "termination_unix.rs")]
+#[cfg_attr(windows, path = "termination_windows.rs")]
 mod termination;
 #[cfg(target_os = "linux")]
 pub mod uring;
+#[cfg(windows)]
+pub(crate) mod winsock;
 
-pub use platform::{UseEngine, pin_to_core, with_engine};
+pub use platform::{EXHAUSTION_CODES, UseEngine, is_exhaustion, pin_to_core, with_engine};
 pub use select::{Candidate, EngineKind, Selection, SelectionError};
 pub use termination::{asked_to_end, ring_when_asked_to_end};

@@ -30,6 +30,8 @@ pub fn with_engine<U: UseEngine>(kind: EngineKind, user: U) -> Result<U::Output,
         EngineKind::Epoll => Ok(user.run::<super::readiness::ReadinessEngine>()),
         #[cfg(all(unix, not(any(target_os = "linux", target_os = "android"))))]
         EngineKind::Kqueue => Ok(user.run::<super::readiness::ReadinessEngine>()),
+        #[cfg(windows)]
+        EngineKind::Iocp => Ok(user.run::<super::iocp::IocpEngine>()),
         EngineKind::Sim => Ok(user.run::<super::sim::SimEngine>()),
         kind => Err(SelectionError::Elsewhere { kind }),
     }
@@ -60,14 +62,47 @@ pub fn pin_to_core(index: usize) -> io::Result<()> {
     let answer = unsafe { libc::sched_setaffinity(0, size, &raw const one) };
     if answer == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
+/// Binds the calling thread to one of the cores that the process may run on: the `index`-th, counted round, among the
+/// first 64 (those of the thread's processor group, see SetThreadAffinityMask).
+///
+/// # Errors
+///
+/// What SetThreadAffinityMask answers.
+#[cfg(windows)]
+pub fn pin_to_core(index: usize) -> io::Result<()> {
+    use windows_sys::Win32::System::Threading::{
+        GetCurrentProcess, GetCurrentThread, GetProcessAffinityMask, SetThreadAffinityMask,
+    };
+    let (mut allowed, mut system) = (0_usize, 0_usize);
+    // SAFETY: both masks are writable; the handle stands for this process and needs no closing.
+    if unsafe { GetProcessAffinityMask(GetCurrentProcess(), &raw mut allowed, &raw mut system) } == 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let cores: Vec<u32> = (0..usize::BITS).filter(|core| allowed >> core & 1 == 1).collect();
+    let Some(&core) = cores.get(index % cores.len().max(1)) else { return Err(io::ErrorKind::NotFound.into()) };
+    // SAFETY: the handle stands for this thread and needs no closing.
+    let before = unsafe { SetThreadAffinityMask(GetCurrentThread(), 1 << core) };
+    if before == 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
 /// Binding to a core is not offered here.
 ///
 /// # Errors
 ///
 /// Always `Unsupported`.
-#[cfg(not(target_os = "linux"))]
+#[cfg(not(any(target_os = "linux", windows)))]
 pub fn pin_to_core(_: usize) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
+}
+
+/// The file of a Unix socket's address, if it has one.
+#[cfg(unix)]
+pub(crate) fn socket_path(address: &socket2::SockAddr) -> Option<&std::path::Path> {
+    address.as_pathname()
+}
+/// No engine of this system serves Unix sockets.
+#[cfg(windows)]
+pub(crate) fn socket_path(_: &socket2::SockAddr) -> Option<&std::path::Path> {
+    None
 }
 
 /// Whether `path` is a Unix socket.
@@ -221,15 +256,18 @@ pub(crate) fn unacked(_: BorrowedFd<'_>) -> Option<u64> {
     None
 }
 
-/// Whether an accept failed because the system is out of something, so that trying again at once would spin.
+/// Codes of errors that say that the process or the system is out of something: of descriptors, buffers or memory.
 #[cfg(unix)]
-pub(crate) fn is_exhaustion(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM))
-}
-/// Whether an accept failed because the system is out of something (WSAEMFILE, WSAENOBUFS).
+pub const EXHAUSTION_CODES: [i32; 4] = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM];
+/// Codes of errors that say that the process or the system is out of something: ERROR_NOT_ENOUGH_MEMORY,
+/// ERROR_NO_SYSTEM_RESOURCES, WSAEMFILE, WSAENOBUFS.
 #[cfg(windows)]
-pub(crate) fn is_exhaustion(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(10024 | 10055))
+pub const EXHAUSTION_CODES: [i32; 4] = [8, 1450, 10024, 10055];
+
+/// Whether the system is out of something, so that trying again at once would spin.
+#[must_use]
+pub fn is_exhaustion(error: &io::Error) -> bool {
+    error.raw_os_error().is_some_and(|code| EXHAUSTION_CODES.contains(&code))
 }
 
 /// Sets how a listener shares its address.
@@ -238,10 +276,14 @@ pub(crate) fn share_address(socket: &socket2::Socket, reuse_port: bool) -> io::R
     socket.set_reuse_address(true)?;
     if reuse_port { socket.set_reuse_port(true) } else { Ok(()) }
 }
-/// On Windows `SO_REUSEADDR` would let two listeners share an address; the default there is what we want.
+/// On Windows `SO_REUSEADDR` would let two listeners share an address, and the default would let another program take it
+/// with that option. Nothing there spreads connections over several listeners.
 #[cfg(windows)]
-pub(crate) fn share_address(_: &socket2::Socket, reuse_port: bool) -> io::Result<()> {
-    if reuse_port { Err(io::ErrorKind::Unsupported.into()) } else { Ok(()) }
+pub(crate) fn share_address(socket: &socket2::Socket, reuse_port: bool) -> io::Result<()> {
+    if reuse_port {
+        return Err(io::ErrorKind::Unsupported.into());
+    }
+    super::winsock::use_address_exclusively(socket)
 }
 
 /// This platform's engines in the order of preference, each probed.
@@ -262,8 +304,8 @@ pub(crate) fn candidates(config: &EngineConfig) -> Vec<Candidate> {
 pub(crate) fn candidates(config: &EngineConfig) -> Vec<Candidate> {
     vec![Candidate::new(EngineKind::Epoll, super::readiness::probe(config))]
 }
-/// The engines of Windows are not part of this version.
+/// This platform's engines in the order of preference, each probed.
 #[cfg(windows)]
-pub(crate) fn candidates(_: &EngineConfig) -> Vec<Candidate> {
-    Vec::new()
+pub(crate) fn candidates(config: &EngineConfig) -> Vec<Candidate> {
+    vec![Candidate::new(EngineKind::Iocp, super::iocp::probe(config))]
 }

@@ -232,8 +232,9 @@ impl<E: Engine> Worker<E> {
     /// Another thread wants something, or a signal arrived.
     fn woken(&mut self) {
         if let Some(within) = self.stop_on_signals
-            && asked_to_end()
+            && let Some(given) = asked_to_end()
         {
+            let within = within.min(given);
             self.stop_on_signals = None;
             tracing::info!(?within, "draining");
             self.context.remote.shut_down(within);

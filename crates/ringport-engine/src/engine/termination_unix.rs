@@ -3,6 +3,7 @@
 use std::io;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use super::contract::Waker;
 use super::platform::set_errno;
@@ -41,10 +42,11 @@ pub fn ring_when_asked_to_end(waker: Waker) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether the process was asked to end since [`ring_when_asked_to_end`].
+/// The most time that the system gives, if the process was asked to end since [`ring_when_asked_to_end`];
+/// `Duration::MAX` where, as here, it waits for ever.
 #[must_use]
-pub fn asked_to_end() -> bool {
-    SIGNALS.load(Ordering::Acquire) > 0
+pub fn asked_to_end() -> Option<Duration> {
+    if SIGNALS.load(Ordering::Acquire) > 0 { Some(Duration::MAX) } else { None }
 }
 
 /// Only what signal-safety(7) allows: atomics, write(2) (or kevent(2), a system call as well) and _exit(2). The bell was

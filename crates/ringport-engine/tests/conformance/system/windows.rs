@@ -1,0 +1,51 @@
+//! What the tests ask of Windows. See `unix.rs` for its twin.
+
+use std::io::{ErrorKind, Read};
+use std::net::{TcpListener, TcpStream};
+use std::time::Duration;
+
+use socket2::{Domain, SockRef, Socket, Type};
+use windows_sys::Win32::System::Threading::{GetCurrentProcess, GetProcessHandleCount};
+
+/// Why there are no socket files here, or no reason. Wine has none (WSAEAFNOSUPPORT).
+pub fn no_unix_sockets() -> Option<String> {
+    Socket::new(Domain::UNIX, Type::STREAM, None).err().map(|error| error.to_string())
+}
+
+/// Whether a reset is lost here if nobody waits for bytes when it comes: then the next receive finds a FIN instead. That
+/// is a fault of Wine 8, found out with plain sockets.
+pub fn loses_resets() -> bool {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let mut near = TcpStream::connect(listener.local_addr().expect("an address")).expect("connects");
+    let (far, _) = listener.accept().expect("accepts");
+    SockRef::from(&far).set_linger(Some(Duration::ZERO)).expect("takes the option");
+    drop(far);
+    // Nothing else can tell that the reset is there. If it comes later, it is not lost, and the test goes on.
+    std::thread::sleep(Duration::from_millis(100));
+    match near.read_exact(&mut [0]) {
+        Err(error) if error.kind() == ErrorKind::UnexpectedEof => true,
+        Ok(()) => panic!("a byte that nobody sent"),
+        Err(error) => {
+            assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}");
+            false
+        }
+    }
+}
+
+/// Open handles of this process (Microsoft Learn: "GetProcessHandleCount function").
+pub fn descriptors() -> usize {
+    let mut count = 0;
+    // SAFETY: the pseudo-handle of this process is always valid, and one u32 is written.
+    let answer = unsafe { GetProcessHandleCount(GetCurrentProcess(), &raw mut count) };
+    assert_ne!(answer, 0, "{}", std::io::Error::last_os_error());
+    count as usize
+}
+
+/// A process may have 16 million handles, and no limit can be set below that ("Kernel Objects", Microsoft Learn).
+///
+/// # Errors
+///
+/// Always: why that cannot be done.
+pub fn fill_descriptors() -> Result<Vec<std::fs::File>, &'static str> {
+    Err("a process on Windows does not run out of handles")
+}
