@@ -4,6 +4,7 @@
 
 mod bench;
 mod connect;
+mod crowd;
 mod denied;
 mod drain;
 mod hostile;

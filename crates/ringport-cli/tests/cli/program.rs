@@ -4,6 +4,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -101,6 +102,11 @@ impl Program {
         let status = fs::read_to_string(format!("/proc/{}/status", self.id())).expect("the process lives");
         let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("it has memory");
         line.split_whitespace().nth(1).and_then(|kib| kib.parse().ok()).expect("a number")
+    }
+
+    /// Open descriptors.
+    pub(crate) fn descriptors(&self) -> usize {
+        fs::read_dir(format!("/proc/{}/fd", self.id())).expect("the process lives").count()
     }
 
     /// Processor time so far.
@@ -229,6 +235,21 @@ pub(crate) fn check_echo(stream: &mut (impl Read + Write), data: &[u8]) {
     let mut back = vec![0; data.len()];
     stream.read_exact(&mut back).expect("the data comes back");
     assert!(back == data, "the echo differs");
+}
+
+/// Runs an echo on `stream` until it is told to stop, and returns the number of messages and the slowest.
+pub(crate) fn probe(mut stream: TcpStream, stop: Arc<AtomicBool>) -> thread::JoinHandle<(usize, Duration)> {
+    thread::spawn(move || {
+        let (mut messages, mut slowest) = (0, Duration::ZERO);
+        while !stop.load(Ordering::Relaxed) {
+            let started = Instant::now();
+            check_echo(&mut stream, b"are you well?");
+            slowest = slowest.max(started.elapsed());
+            messages += 1;
+            thread::sleep(Duration::from_millis(1));
+        }
+        (messages, slowest)
+    })
 }
 
 /// Bytes in which every position can be told from its neighbours.
