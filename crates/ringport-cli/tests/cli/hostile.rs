@@ -9,23 +9,8 @@ use std::time::{Duration, Instant};
 
 use socket2::SockRef;
 
-use crate::program::{Server, check_echo, engines, pattern};
+use crate::program::{Server, check_echo, engines, pattern, probe};
 use crate::system::resident_kib;
-
-/// Runs an echo on `stream` until it is told to stop, and returns the number of messages and the slowest.
-fn probe(mut stream: TcpStream, stop: Arc<AtomicBool>) -> thread::JoinHandle<(usize, Duration)> {
-    thread::spawn(move || {
-        let (mut messages, mut slowest) = (0, Duration::ZERO);
-        while !stop.load(Ordering::Relaxed) {
-            let started = Instant::now();
-            check_echo(&mut stream, b"are you well?");
-            slowest = slowest.max(started.elapsed());
-            messages += 1;
-            thread::sleep(Duration::from_millis(1));
-        }
-        (messages, slowest)
-    })
-}
 
 #[test]
 fn resets_at_any_moment() {

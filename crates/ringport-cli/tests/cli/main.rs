@@ -4,6 +4,8 @@
 
 mod bench;
 mod connect;
+#[cfg(unix)]
+mod crowd;
 mod denied;
 mod drain;
 mod hostile;

@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -225,6 +226,21 @@ pub(crate) fn check_echo(stream: &mut (impl Read + Write), data: &[u8]) {
     let mut back = vec![0; data.len()];
     stream.read_exact(&mut back).expect("the data comes back");
     assert!(back == data, "the echo differs");
+}
+
+/// Runs an echo on `stream` until it is told to stop, and returns the number of messages and the slowest.
+pub(crate) fn probe(mut stream: TcpStream, stop: Arc<AtomicBool>) -> thread::JoinHandle<(usize, Duration)> {
+    thread::spawn(move || {
+        let (mut messages, mut slowest) = (0, Duration::ZERO);
+        while !stop.load(Ordering::Relaxed) {
+            let started = Instant::now();
+            check_echo(&mut stream, b"are you well?");
+            slowest = slowest.max(started.elapsed());
+            messages += 1;
+            thread::sleep(Duration::from_millis(1));
+        }
+        (messages, slowest)
+    })
 }
 
 /// Bytes in which every position can be told from its neighbours.

@@ -45,6 +45,11 @@ pub(crate) fn resident_kib(id: u32) -> u64 {
     line.split_whitespace().nth(1).and_then(|kib| kib.parse().ok()).expect("a number")
 }
 
+/// Open descriptors.
+pub(crate) fn descriptors(id: u32) -> usize {
+    fs::read_dir(format!("/proc/{id}/fd")).expect("the process lives").count()
+}
+
 /// Processor time so far.
 pub(crate) fn cpu(id: u32) -> Duration {
     let stat = fs::read_to_string(format!("/proc/{id}/stat")).expect("the process lives");
