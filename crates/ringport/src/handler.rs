@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use ringport_engine::{Buf, Chunk, ConnInfo};
 
 use crate::session::{CloseReason, CloseReport, Ending, Phase, SendOutcome, Session};
-use crate::worker::{ConnectionId, Context, Facts, TimerId};
+use crate::worker::{ConnectionId, Context, Facts, Parts, TimerId};
 
 /// What another thread may send to a connection: see [`Remote::message`](crate::Remote::message).
 pub type Message = Box<dyn Any + Send>;
@@ -76,15 +76,15 @@ impl<S> Connection<'_, S> {
     /// Over the limit, or on a connection that is closing, the data comes back in the outcome.
     #[inline]
     pub fn send(&mut self, data: impl Into<Chunk>) -> SendOutcome {
-        let (session, options, _) = self.context.parts(self.slot);
-        session.send(data.into(), options)
+        let Parts { session, options, account, .. } = self.context.parts(self.slot);
+        session.send(data.into(), options, account)
     }
 
     /// Queues a copy of `data`. Small writes in a row are gathered into one piece.
     #[inline]
     pub fn write(&mut self, data: &[u8]) -> SendOutcome {
-        let (session, options, pool) = self.context.parts(self.slot);
-        session.write(data, pool, options)
+        let Parts { session, options, pool, account } = self.context.parts(self.slot);
+        session.write(data, pool, options, account)
     }
 
     /// Closes in order: what is queued is sent, then a FIN, then the peer's FIN is awaited for at most
@@ -177,6 +177,6 @@ impl<S> Connection<'_, S> {
     }
 
     fn session_mut(&mut self) -> &mut Session {
-        self.context.parts(self.slot).0
+        self.context.parts(self.slot).session
     }
 }

@@ -81,7 +81,7 @@ pub struct CloseReport {
     pub reason: CloseReason,
     /// The system's error, if one ended it.
     pub error: Option<io::Error>,
-    /// Bytes that `send` took.
+    /// Bytes that `send` took, without those that [`OverLimit`](super::OverLimit) dropped since.
     pub accepted: u64,
     /// Bytes of those that the kernel took.
     pub handed_to_kernel: u64,
@@ -89,4 +89,9 @@ pub struct CloseReport {
     pub unacked: Option<u64>,
     /// Bytes that were received.
     pub received: u64,
+    /// Messages that [`OverLimit::DropOldest`](super::OverLimit::DropOldest) and
+    /// [`OverLimit::DropNewest`](super::OverLimit::DropNewest) dropped.
+    pub dropped_messages: u64,
+    /// Bytes of those.
+    pub dropped_bytes: u64,
 }

@@ -8,8 +8,26 @@ use std::time::Duration;
 pub enum OverLimit {
     /// The send is refused and the data handed back; the connection goes on.
     Refuse,
+    /// The send is taken, and reading of the connection rests until the low mark. What was received already still comes,
+    /// so that a handler that only answers never loses anything; up to 4 MiB are taken beyond the limit for that. What
+    /// would exceed even this is refused, as by [`OverLimit::Refuse`].
+    Wait,
+    /// The oldest messages that have not started to be sent are dropped until there is room; without enough of those, the
+    /// new one is. A message is what one `send` or `write` took: it arrives whole or not at all. One that is larger than the
+    /// limit is refused. For telemetry and other data that ages.
+    DropOldest,
+    /// The new message is dropped.
+    DropNewest,
     /// The connection is aborted with [`CloseReason::Backpressure`](super::CloseReason::Backpressure).
     Disconnect,
+}
+
+impl OverLimit {
+    /// Whether messages may be dropped.
+    #[inline]
+    pub(crate) fn drops(self) -> bool {
+        matches!(self, Self::DropOldest | Self::DropNewest)
+    }
 }
 
 /// Options of the connections of one listener or client.
@@ -18,7 +36,7 @@ pub enum OverLimit {
 pub struct ConnectionOptions {
     /// Most bytes that may wait to be sent on a connection: 10 MiB.
     pub send_limit: u64,
-    /// What happens beyond: the connection is closed.
+    /// What happens beyond it: [`OverLimit::Disconnect`].
     pub over_limit: OverLimit,
     /// Above this many waiting bytes the connection counts as full: 256 KiB.
     pub high_mark: u64,

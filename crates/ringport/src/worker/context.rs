@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use ringport_engine::{Chunk, ConnId, Pool};
 
+use super::account::Account;
 use super::counters::{Counters, Totals};
 use super::timers::{Due, Timer, TimerId, Timers};
 use crate::remote::Remote;
@@ -54,6 +55,7 @@ pub struct Context {
     /// Sessions whose queue fell to the low mark.
     pub(super) writable: VecDeque<ConnId>,
     pub(super) totals: Totals,
+    pub(super) account: Account,
     pub(super) counters: Arc<Counters>,
     pub(super) global_live: Arc<AtomicUsize>,
     pub(super) started: Instant,
@@ -62,6 +64,14 @@ pub struct Context {
     pub(super) clock: u32,
     pub(super) remote: Remote,
     pub(super) stopping: bool,
+}
+
+/// A session and what it needs to send.
+pub(crate) struct Parts<'a> {
+    pub(crate) session: &'a mut Session,
+    pub(crate) options: &'a ConnectionOptions,
+    pub(crate) pool: &'a Pool,
+    pub(crate) account: &'a mut Account,
 }
 
 impl Context {
@@ -110,7 +120,7 @@ impl Context {
     pub fn send_to(&mut self, to: ConnectionId, data: impl Into<Chunk>) -> SendOutcome {
         let data = data.into();
         match self.touch(to) {
-            Some((session, options)) => session.send(data, options),
+            Some((session, options, account)) => session.send(data, options, account),
             None => SendOutcome::Refused { data, why: Refusal::Closing },
         }
     }
@@ -127,7 +137,7 @@ impl Context {
 
     pub(super) fn end(&mut self, id: ConnectionId, how: Ending) -> bool {
         let found = self.touch(id);
-        if let Some((session, _)) = found {
+        if let Some((session, ..)) = found {
             session.end(how, CloseReason::Local);
             return true;
         }
@@ -140,7 +150,7 @@ impl Context {
         let timers = &self.timers;
         if let Some(session) = self.sessions.get_mut(conn.slot()).and_then(Option::as_mut) {
             // The list is for cancelling them at the end. It is pruned before it grows, and so stays short.
-            let own = session.timers.get_or_insert_default();
+            let own = &mut session.rare().timers;
             if own.len() == own.capacity() {
                 own.retain(|timer| timers.is_set(*timer));
             }
@@ -165,10 +175,10 @@ impl Context {
 
     /// The session in a slot that is known to be filled, and what it needs to send.
     #[inline]
-    pub(crate) fn parts(&mut self, slot: usize) -> (&mut Session, &ConnectionOptions, &Pool) {
+    pub(crate) fn parts(&mut self, slot: usize) -> Parts<'_> {
         let session = self.sessions[slot].as_mut().expect("a callback runs for a live session");
         let options = &self.options[session.service as usize];
-        (session, options, &self.pool)
+        Parts { session, options, pool: &self.pool, account: &mut self.account }
     }
 
     /// The session of `conn`, if it is still that one.
@@ -178,7 +188,7 @@ impl Context {
     }
 
     /// The session of `id` if it is one of ours and alive; it will be settled at the end of the turn.
-    fn touch(&mut self, id: ConnectionId) -> Option<(&mut Session, &ConnectionOptions)> {
+    fn touch(&mut self, id: ConnectionId) -> Option<(&mut Session, &ConnectionOptions, &mut Account)> {
         if id.worker != self.number {
             return None;
         }
@@ -188,7 +198,7 @@ impl Context {
             return None;
         }
         let options = &self.options[session.service as usize];
-        Some((session, options))
+        Some((session, options, &mut self.account))
     }
 
     /// Has the session settled at the end of the turn.
@@ -219,7 +229,7 @@ impl Context {
         if let Some(key) = session.timer {
             self.timers.cancel(key);
         }
-        for timer in session.timers.iter().flat_map(|timers| timers.iter()) {
+        for timer in session.rare.iter().flat_map(|rare| rare.timers.iter()) {
             self.timers.cancel_user(*timer);
         }
         Some(session)
@@ -250,6 +260,8 @@ impl Context {
     /// Publishes the counters of this turn.
     pub(super) fn publish(&mut self) {
         self.totals.connections = self.live as u64;
+        self.totals.dropped_messages = self.account.dropped_messages;
+        self.totals.dropped_bytes = self.account.dropped_bytes;
         self.counters.publish(&self.totals);
     }
 }

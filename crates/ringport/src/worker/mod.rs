@@ -12,6 +12,7 @@
 //! callback it was is aborted and the turn goes on where it stopped.
 
 mod accept;
+mod account;
 mod context;
 mod counters;
 mod drain;
@@ -28,8 +29,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-pub(crate) use context::Facts;
+pub(crate) use account::Account;
 pub use context::{ConnectionId, Context};
+pub(crate) use context::{Facts, Parts};
 pub(crate) use counters::Counters;
 pub use counters::WorkerStats;
 pub(crate) use mailbox::Mailbox;
@@ -107,6 +109,7 @@ impl<E: Engine> Worker<E> {
             dirty: Vec::new(),
             writable: VecDeque::new(),
             totals: WorkerStats::default(),
+            account: Account::default(),
             counters: setup.counters,
             global_live: setup.global_live,
             started: now,

@@ -18,7 +18,7 @@ impl<E: Engine> Worker<E> {
         if session.conn != conn {
             return;
         }
-        while !session.sending && !session.outbox.is_empty() && session.phase != Phase::Ended {
+        while !session.sending && session.phase != Phase::Ended && (!session.outbox.is_empty() || session.refill()) {
             let progress = self.engine.send(conn, &mut session.outbox);
             session.handed += progress.bytes as u64;
             session.sending = !progress.idle;
@@ -29,7 +29,7 @@ impl<E: Engine> Worker<E> {
             }
         }
         if session.full && session.queued() <= context.options[session.service as usize].low_mark {
-            session.full = false;
+            (session.full, session.over) = (false, false);
             context.writable.push_back(conn);
         }
         if session.phase == Phase::Open && session.ending.is_none() {
@@ -37,7 +37,7 @@ impl<E: Engine> Worker<E> {
                 session.fin = Fin::Sent;
                 self.engine.shutdown_write(conn);
             }
-            let rests = session.full && context.options[session.service as usize].rest_when_full;
+            let rests = session.full && (session.over || context.options[session.service as usize].rest_when_full);
             let receiving = !session.paused_by_user && !rests;
             if receiving != session.receiving {
                 session.receiving = receiving;
@@ -117,7 +117,7 @@ impl<E: Engine> Worker<E> {
     pub(super) fn closed(&mut self, conn: ConnId, why: Option<io::Error>, unsent: u64, unacked: Option<u64>) {
         let Some(session) = self.context.find(conn) else { return };
         // What the kernel still took after the engine was told to close has had no event of its own.
-        let handed = session.accepted.saturating_sub(unsent + session.outbox.bytes());
+        let handed = session.accepted.saturating_sub(unsent + session.unseen());
         debug_assert!(handed >= session.handed, "the ledger of {conn}: {handed} < {}", session.handed);
         let late = handed - session.handed;
         session.handed = handed;
@@ -139,6 +139,8 @@ impl<E: Engine> Worker<E> {
             handed_to_kernel: session.handed,
             unacked: unacked.map(|unacked| unacked + session.queued()),
             received: session.received,
+            dropped_messages: session.rare.as_ref().map_or(0, |rare| rare.dropped_messages),
+            dropped_bytes: session.rare.as_ref().map_or(0, |rare| rare.dropped_bytes),
         };
         session.phase = Phase::Ended;
         self.context.totals.sent_bytes += late;
