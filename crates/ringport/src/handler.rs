@@ -36,8 +36,16 @@ pub trait Handler: 'static {
         conn.close();
     }
 
-    /// What waits to be sent is down to the low mark again, after it was above the high mark.
+    /// More than the high mark waits to be sent, and the kernel did not take it at once. Once for each time that
+    /// happens; [`writable`](Self::writable) follows when the queue is low again, unless the connection closes before.
+    fn full(&mut self, conn: &mut Connection<'_, Self::State>) {}
+
+    /// What waits to be sent is down to the low mark again, after it was above the high mark. Also called, without
+    /// [`full`](Self::full) before, when the kernel took at once what a callback queued beyond the high mark.
     fn writable(&mut self, conn: &mut Connection<'_, Self::State>) {}
+
+    /// The kernel has taken all that was queued before [`Connection::flush`] was called with this token.
+    fn flushed(&mut self, conn: &mut Connection<'_, Self::State>, token: u64) {}
 
     /// A timer of this connection is due.
     fn timer(&mut self, conn: &mut Connection<'_, Self::State>, timer: TimerId, token: u64) {}
@@ -119,6 +127,16 @@ impl<S> Connection<'_, S> {
     /// Goes on reading after [`pause`](Self::pause).
     pub fn resume(&mut self) {
         self.session_mut().paused_by_user = false;
+    }
+
+    /// Calls [`Handler::flushed`] with `token` when the kernel has taken all that is queued now: in the order of the
+    /// calls, and soon if nothing is queued. That the kernel took it does not mean that the peer has it:
+    /// [`info`](Self::info) says how much of it is unacknowledged.
+    ///
+    /// `false` when the connection is closing, or when 1,024 flushes of it are under way; then no callback comes. If it
+    /// closes in between, [`Handler::close`] comes instead, and its report says what the kernel took.
+    pub fn flush(&mut self, token: u64) -> bool {
+        self.session_mut().flush(token)
     }
 
     /// Bytes that wait to be taken by the kernel.

@@ -125,6 +125,8 @@ pub(crate) struct Session {
     pub(crate) paused_by_user: bool,
     /// Above the high mark, and not yet down to the low mark again.
     pub(crate) full: bool,
+    /// The handler was told that it is full.
+    pub(crate) told_full: bool,
     /// Above the limit under [`OverLimit::Wait`]: reading rests until the low mark, whatever the options say.
     pub(crate) over: bool,
     pub(crate) peer_closed: bool,
@@ -149,6 +151,16 @@ pub(crate) struct Rare {
     pub(crate) pending_bytes: u64,
     pub(crate) dropped_messages: u64,
     pub(crate) dropped_bytes: u64,
+    /// Flushes under way, in order.
+    pub(crate) flushes: VecDeque<Flush>,
+}
+
+/// What [`Connection::flush`](crate::Connection::flush) waits for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Flush {
+    /// Done when the kernel took this many bytes (K in the ledger).
+    handed: u64,
+    token: u64,
 }
 
 impl Rare {
@@ -178,6 +190,7 @@ impl Session {
             receiving: false,
             paused_by_user: false,
             full: false,
+            told_full: false,
             over: false,
             peer_closed: false,
             dirty: false,

@@ -11,7 +11,7 @@
 
 use ringport_engine::{Chunk, Pool};
 
-use super::{CloseReason, ConnectionOptions, Ending, Fin, OverLimit, Phase, Refusal, SendOutcome, Session};
+use super::{CloseReason, ConnectionOptions, Ending, Fin, Flush, OverLimit, Phase, Refusal, SendOutcome, Session};
 use crate::worker::Account;
 
 /// Bytes that [`OverLimit::Wait`] takes beyond the send limit. Reading rests by then, and what may still come is what the
@@ -21,6 +21,9 @@ pub(super) const WAIT_OVERRUN: u64 = 4 << 20;
 /// Pending messages that become the engine's at a time. They can no longer be dropped, so that they are few; as many make
 /// one vectored send worth its price.
 const MESSAGES_AT_A_TIME: usize = 16;
+
+/// Flushes of one connection that may be under way at one time.
+const FLUSHES_MAX: usize = 1024;
 
 impl Session {
     /// Whether sends are taken at all.
@@ -127,8 +130,36 @@ impl Session {
         let bytes = oldest.len() as u64;
         rare.pending_bytes -= bytes;
         rare.count_dropped(bytes, account);
+        // A flush that was to follow the message waits for so much less. Those before it keep their place.
+        let started = self.accepted - bytes - self.rare().pending_bytes;
+        for flush in self.rare().flushes.iter_mut().filter(|flush| flush.handed > started) {
+            flush.handed -= bytes;
+        }
         self.accepted -= bytes;
         true
+    }
+
+    /// Remembers to tell when the kernel has taken all that is queued now. `false` if that can never be told, or too many
+    /// wait for it already.
+    pub(crate) fn flush(&mut self, token: u64) -> bool {
+        if self.phase != Phase::Open || self.ending.is_some() {
+            return false;
+        }
+        let handed = self.accepted;
+        let flushes = &mut self.rare().flushes;
+        let room = flushes.len() < FLUSHES_MAX;
+        if room {
+            flushes.push_back(Flush { handed, token });
+        }
+        room
+    }
+
+    /// The next flush that is done.
+    #[inline]
+    pub(crate) fn next_flushed(&mut self) -> Option<u64> {
+        let handed = self.handed;
+        let flushes = &mut self.rare.as_mut()?.flushes;
+        flushes.pop_front_if(|flush| flush.handed <= handed).map(|flush| flush.token)
     }
 
     /// Fills the empty outbox with pending messages; `false` if there are none.
@@ -173,6 +204,30 @@ mod tests {
             assert_eq!((account.dropped_messages, account.dropped_bytes), (6, 600));
             assert_eq!(session.accepted, 400, "what was dropped is not in the ledger");
         }
+    }
+
+    #[test]
+    fn a_flush_waits_for_what_was_queued_before_it_and_not_for_what_was_dropped() {
+        let options = ConnectionOptions::default().send_limit(400, OverLimit::DropOldest);
+        let (mut session, mut account) = (session(), Account::default());
+        let mut send = |session: &mut Session| drop(session.send(vec![1; 100].into(), &options, &mut account));
+        assert!(session.flush(0));
+        assert_eq!((session.next_flushed(), session.next_flushed()), (Some(0), None));
+        send(&mut session);
+        session.refill();
+        session.flush(1);
+        send(&mut session);
+        session.flush(2);
+        (0..4).for_each(|_| send(&mut session));
+        session.flush(3);
+        session.handed = 99;
+        assert_eq!(session.next_flushed(), None);
+        session.handed = 100;
+        assert_eq!((session.next_flushed(), session.next_flushed()), (Some(1), Some(2)), "its message was dropped");
+        session.handed = 399;
+        assert_eq!(session.next_flushed(), None);
+        session.handed = 400;
+        assert_eq!(session.next_flushed(), Some(3));
     }
 
     #[test]

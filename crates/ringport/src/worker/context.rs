@@ -10,6 +10,7 @@ use ringport_engine::{Chunk, ConnId, Pool};
 
 use super::account::Account;
 use super::counters::{Counters, Totals};
+use super::service::Later;
 use super::timers::{Due, Timer, TimerId, Timers};
 use crate::remote::Remote;
 use crate::session::{CloseReason, ConnectionOptions, Ending, Phase, Refusal, SendOutcome, Session};
@@ -52,8 +53,8 @@ pub struct Context {
     pub(super) timers: Timers,
     /// Sessions that a callback of another connection, a timer or a message touched.
     pub(super) dirty: Vec<ConnId>,
-    /// Sessions whose queue fell to the low mark.
-    pub(super) writable: VecDeque<ConnId>,
+    /// Sessions that are to hear something about their queue.
+    pub(super) later: VecDeque<(ConnId, Later)>,
     pub(super) totals: Totals,
     pub(super) account: Account,
     pub(super) counters: Arc<Counters>,

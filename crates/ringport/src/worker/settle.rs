@@ -4,7 +4,7 @@ use std::io;
 
 use ringport_engine::{Close, ConnId, Engine, Want};
 
-use super::service::{Call, Happening};
+use super::service::{Call, Happening, Later};
 use super::timers::Timer;
 use super::{Ordering, Worker};
 use crate::session::{CloseReason, CloseReport, Ending, Fin, Phase};
@@ -28,9 +28,17 @@ impl<E: Engine> Worker<E> {
                 break;
             }
         }
-        if session.full && session.queued() <= context.options[session.service as usize].low_mark {
-            (session.full, session.over) = (false, false);
-            context.writable.push_back(conn);
+        if session.full {
+            let low = session.queued() <= context.options[session.service as usize].low_mark;
+            if low {
+                (session.full, session.told_full, session.over) = (false, false, false);
+                context.later.push_back((conn, Later::Writable));
+            } else if !std::mem::replace(&mut session.told_full, true) {
+                context.later.push_back((conn, Later::Full));
+            }
+        }
+        while let Some(token) = session.next_flushed() {
+            context.later.push_back((conn, Later::Flushed(token)));
         }
         if session.phase == Phase::Open && session.ending.is_none() {
             if session.fin == Fin::Asked && !session.sending && session.outbox.is_empty() {

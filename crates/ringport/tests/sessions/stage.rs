@@ -188,7 +188,9 @@ pub(crate) enum What<'a> {
     Open,
     Data(&'a mut Option<Buf>),
     PeerClosed,
+    Full,
     Writable,
+    Flushed(u64),
     Timer(u64),
     Message(ringport::Message),
     Close,
@@ -206,6 +208,8 @@ pub(crate) struct Player {
 pub(crate) struct PlayerState {
     pub(crate) open: bool,
     pub(crate) closed: bool,
+    /// Told that it is full, and not yet that it is writable again.
+    full: bool,
     /// Bytes received on this connection.
     pub(crate) received: usize,
     /// For the test.
@@ -277,8 +281,20 @@ impl Handler for Player {
         (self.act)(conn, What::PeerClosed);
     }
 
+    fn full(&mut self, conn: &mut Connection<'_, PlayerState>) {
+        self.check(conn.state.open && !conn.state.closed, "full outside of open and close");
+        self.check(!std::mem::replace(&mut conn.state.full, true), "full twice without writable");
+        (self.act)(conn, What::Full);
+    }
+
+    fn flushed(&mut self, conn: &mut Connection<'_, PlayerState>, token: u64) {
+        self.check(conn.state.open && !conn.state.closed, "flushed outside of open and close");
+        (self.act)(conn, What::Flushed(token));
+    }
+
     fn writable(&mut self, conn: &mut Connection<'_, PlayerState>) {
         self.check(conn.state.open && !conn.state.closed, "writable outside of open and close");
+        conn.state.full = false;
         (self.act)(conn, What::Writable);
     }
 
