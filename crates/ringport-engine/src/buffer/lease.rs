@@ -39,6 +39,17 @@ impl Buf {
         Self { memory: Memory::Heap(data.into()), start: 0, end }
     }
 
+    /// An empty buffer with room for `bytes`, in memory of its own, outside every pool.
+    ///
+    /// # Panics
+    ///
+    /// If `bytes` is 4 GiB or more.
+    #[must_use]
+    pub fn with_capacity(bytes: usize) -> Self {
+        assert!(u32::try_from(bytes).is_ok(), "a buffer is smaller than 4 GiB");
+        Self { memory: Memory::Heap(vec![0; bytes].into()), start: 0, end: 0 }
+    }
+
     /// Bytes that fit behind the filled part.
     #[must_use]
     pub fn spare(&self) -> usize {

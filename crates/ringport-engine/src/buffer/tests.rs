@@ -422,3 +422,12 @@ proptest! {
         prop_assert_eq!(pool.stats().leased, 0, "every slot came back");
     }
 }
+
+#[test]
+fn a_buffer_of_its_own_is_filled_up_to_its_capacity() {
+    let mut buf = Buf::with_capacity(5);
+    assert!(buf.is_empty() && !buf.is_pooled());
+    assert_eq!((buf.append(b"abc"), buf.append(b"defg"), buf.spare()), (3, 2, 0));
+    assert_eq!(&buf[..], b"abcde");
+    assert_eq!(&buf.into_bytes()[..], b"abcde");
+}
