@@ -28,7 +28,8 @@ pub trait Handler: 'static {
     /// The connection is established.
     fn open(&mut self, conn: &mut Connection<'_, Self::State>) {}
 
-    /// Bytes arrived, in the order in which they were sent, cut anywhere.
+    /// Bytes arrived, in the order in which they were sent, cut anywhere. What [`Connection::keep`] was given comes
+    /// first.
     fn data(&mut self, conn: &mut Connection<'_, Self::State>, data: Buf);
 
     /// The peer sends no more. By default the connection is closed in order.
@@ -117,6 +118,35 @@ impl<S> Connection<'_, S> {
     /// Closes at once with a reset. What is queued is lost, and the report says how much that was.
     pub fn abort(&mut self) {
         self.session_mut().end(Ending::Abort, CloseReason::Local);
+    }
+
+    /// Leaves the rest of what [`Handler::data`] got, a partial frame, to be handed over again with the next bytes behind
+    /// it. It takes the place of what was kept before; an empty rest keeps nothing.
+    ///
+    /// ```
+    /// # use ringport::{Buf, Connection};
+    /// /// Frames of one length byte and so many bytes.
+    /// fn data(conn: &mut Connection<'_, ()>, mut data: Buf) {
+    ///     while let Some(&length) = data.first() {
+    ///         let Some(frame) = data.get(1..1 + usize::from(length)) else { break };
+    ///         println!("{frame:?}");
+    ///         data.advance(1 + usize::from(length));
+    ///     }
+    ///     conn.keep(data);
+    /// }
+    /// ```
+    ///
+    /// More than [`ConnectionOptions::frame_limit`](crate::ConnectionOptions::frame_limit) closes the connection. What is
+    /// kept when the peer closes stays unseen: [`kept`](Self::kept) tells [`Handler::peer_closed`] of a frame cut short.
+    pub fn keep(&mut self, rest: Buf) {
+        let Parts { session, options, .. } = self.context.parts(self.slot);
+        session.keep(rest, options);
+    }
+
+    /// Bytes that are kept for the next callback.
+    #[must_use]
+    pub fn kept(&self) -> usize {
+        self.session().kept()
     }
 
     /// Stops reading: soon the peer's window closes. What was already received still arrives.

@@ -19,6 +19,8 @@ pub enum CloseReason {
     LingerTimeout,
     /// More was queued than the send limit allows.
     Backpressure,
+    /// A frame of the peer's was longer than the frame limit.
+    FrameLimit,
     /// The handler found the peer in breach of the protocol.
     Protocol,
     /// The handler closed it.
@@ -42,6 +44,7 @@ impl CloseReason {
             Self::Idle => "idle",
             Self::LingerTimeout => "linger-timeout",
             Self::Backpressure => "backpressure",
+            Self::FrameLimit => "frame-limit",
             Self::Protocol => "protocol",
             Self::Local => "local",
             Self::Shutdown => "shutdown",

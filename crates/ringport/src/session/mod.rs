@@ -14,6 +14,7 @@
 //! the sending direction is.
 
 mod close;
+mod keep;
 mod options;
 mod outbox;
 
@@ -22,7 +23,7 @@ pub use options::{ConnectionOptions, OverLimit};
 
 use std::collections::VecDeque;
 
-use ringport_engine::{Chunk, ConnId, SendQueue};
+use ringport_engine::{Buf, Chunk, ConnId, SendQueue};
 
 use crate::worker::{Account, TimerId, TimerKey};
 
@@ -130,6 +131,8 @@ pub(crate) struct Session {
     /// Above the limit under [`OverLimit::Wait`]: reading rests until the low mark, whatever the options say.
     pub(crate) over: bool,
     pub(crate) peer_closed: bool,
+    /// A partial frame is kept for the next bytes.
+    pub(crate) keeps: bool,
     /// In the worker's list of sessions to settle.
     pub(crate) dirty: bool,
     /// The session's own timer: idle while it is open, linger while it closes.
@@ -153,6 +156,8 @@ pub(crate) struct Rare {
     pub(crate) dropped_bytes: u64,
     /// Flushes under way, in order.
     pub(crate) flushes: VecDeque<Flush>,
+    /// A partial frame.
+    kept: Option<Buf>,
 }
 
 /// What [`Connection::flush`](crate::Connection::flush) waits for.
@@ -193,6 +198,7 @@ impl Session {
             told_full: false,
             over: false,
             peer_closed: false,
+            keeps: false,
             dirty: false,
             timer: None,
             rare: None,

@@ -46,6 +46,9 @@ pub struct ConnectionOptions {
     pub rest_when_full: bool,
     /// At or below this many waiting bytes it is no longer full, and `Handler::writable` is called: 64 KiB.
     pub low_mark: u64,
+    /// Most bytes of a partial frame that [`Connection::keep`](crate::Connection::keep) takes: 1 MiB. More closes the
+    /// connection with [`CloseReason::FrameLimit`](super::CloseReason::FrameLimit).
+    pub frame_limit: usize,
     /// Closes a connection on which no byte moved for this long, also one that never sent any. Off if `None`: the
     /// default of the library is 5 minutes.
     pub idle_timeout: Option<Duration>,
@@ -61,6 +64,7 @@ impl Default for ConnectionOptions {
             high_mark: 256 << 10,
             rest_when_full: true,
             low_mark: 64 << 10,
+            frame_limit: 1 << 20,
             idle_timeout: Some(Duration::from_secs(300)),
             linger: Duration::from_secs(5),
         }
@@ -88,6 +92,13 @@ impl ConnectionOptions {
     #[must_use]
     pub fn rest_when_full(mut self, rest: bool) -> Self {
         self.rest_when_full = rest;
+        self
+    }
+
+    /// Sets the most bytes of a partial frame.
+    #[must_use]
+    pub fn frame_limit(mut self, bytes: usize) -> Self {
+        self.frame_limit = bytes;
         self
     }
 

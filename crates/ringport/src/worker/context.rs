@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
-use ringport_engine::{Chunk, ConnId, Pool};
+use ringport_engine::{Buf, Chunk, ConnId, Pool};
 
 use super::account::Account;
 use super::counters::{Counters, Totals};
@@ -234,6 +234,15 @@ impl Context {
             self.timers.cancel_user(*timer);
         }
         Some(session)
+    }
+
+    /// What the session keeps, with `buf` behind it.
+    #[cold]
+    pub(super) fn join_kept(&mut self, conn: ConnId, buf: Buf) -> Buf {
+        match self.sessions.get_mut(conn.slot()).and_then(Option::as_mut) {
+            Some(session) => session.join(buf, &self.pool),
+            None => buf,
+        }
     }
 
     /// Sets the session's own timer, in place of the one that was set.

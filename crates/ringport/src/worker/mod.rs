@@ -36,7 +36,7 @@ pub(crate) use counters::Counters;
 pub use counters::WorkerStats;
 pub(crate) use mailbox::Mailbox;
 use ringport_engine::{Buf, ConnId, Engine, EngineConfig, Event, ListenerId, Pool, PoolConfig};
-use service::{Call, Happening, Later, Service};
+use service::{Call, Happening, Service};
 pub(crate) use service::{Factory, factory};
 pub use timers::TimerId;
 use timers::{Timer, Timers};
@@ -236,6 +236,7 @@ impl<E: Engine> Worker<E> {
         }
         session.active_at = clock;
         let (service, state) = (session.service as usize, session.state);
+        let buf = if session.keeps { context.join_kept(conn, buf) } else { buf };
         self.current = Some(conn);
         self.services[service].data(Call { context, facts: &self.engine, conn, state }, buf);
         self.current = None;

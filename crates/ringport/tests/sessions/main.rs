@@ -5,6 +5,7 @@
 mod closing;
 mod finish;
 mod flow;
+mod framing;
 mod ledger;
 mod limits;
 mod pressure;
