@@ -83,6 +83,9 @@ pub(crate) struct Serve {
     /// What happens when more is to be sent
     #[arg(long, value_enum, default_value_t = OverLimitName::Disconnect)]
     pub(crate) over_limit: OverLimitName,
+    /// Most bytes that may wait on all connections together
+    #[arg(long, value_name = "BYTES", default_value = "1GiB", value_parser = units::bytes)]
+    pub(crate) memory_limit: u64,
     /// Close connections on which nothing moved for this long (0 = off)
     #[arg(long, value_name = "DUR", default_value = "5m")]
     pub(crate) idle_timeout: Timeout,

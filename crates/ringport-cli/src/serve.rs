@@ -44,6 +44,7 @@ fn server(options: Serve) -> Server {
         .workers(options.workers)
         .engine(options.engine.kind())
         .max_connections(options.max_connections)
+        .memory_limit(options.memory_limit)
         .pin(options.pin)
         .spread(match options.spread {
             SpreadName::ReusePort => Spread::ReusePort,

@@ -139,8 +139,8 @@ impl<S> Connection<'_, S> {
     /// More than [`ConnectionOptions::frame_limit`](crate::ConnectionOptions::frame_limit) closes the connection. What is
     /// kept when the peer closes stays unseen: [`kept`](Self::kept) tells [`Handler::peer_closed`] of a frame cut short.
     pub fn keep(&mut self, rest: Buf) {
-        let Parts { session, options, .. } = self.context.parts(self.slot);
-        session.keep(rest, options);
+        let Parts { session, options, account, .. } = self.context.parts(self.slot);
+        session.keep(rest, options, account);
     }
 
     /// Bytes that are kept for the next callback.

@@ -17,7 +17,7 @@ use crate::address::Address;
 use crate::error::{Error, Result};
 use crate::remote::Remote;
 use crate::session::ConnectionOptions;
-use crate::worker::{Counters, Factory, Share, Worker, WorkerSetup, WorkerStats};
+use crate::worker::{Budget, Counters, Factory, Share, Worker, WorkerSetup, WorkerStats};
 
 /// Most workers: one a core is the rule, and no machine that this runs on has more.
 pub(crate) const WORKERS_MAX: usize = 1024;
@@ -58,6 +58,7 @@ pub(crate) struct Plan {
     pub(crate) pin: bool,
     pub(crate) spread: Spread,
     pub(crate) max_connections: usize,
+    pub(crate) memory_limit: u64,
     pub(crate) tick: Option<Duration>,
     pub(crate) services: Vec<ServiceSpec>,
     pub(crate) until_idle: bool,
@@ -73,6 +74,7 @@ impl Plan {
             pin: false,
             spread: Spread::default(),
             max_connections: 1_000_000,
+            memory_limit: 1 << 30,
             tick: None,
             services: Vec::new(),
             until_idle,
@@ -109,6 +111,7 @@ impl Plan {
     /// One setup for each worker; each takes its share of the sockets and of the connections to make.
     fn setups(&self, kind: EngineKind, mut sockets: Vec<Vec<Socket>>, handle: &ServerHandle) -> Vec<Setup> {
         let global_live = Arc::new(AtomicUsize::new(0));
+        let budget = Budget::new(self.memory_limit, self.workers);
         // A service with one socket is listened on by the first worker alone.
         let single: Vec<bool> = sockets.iter().map(|sockets| self.workers > 1 && sockets.len() == 1).collect();
         let hand_over = single.contains(&true);
@@ -148,6 +151,7 @@ impl Plan {
                     remote: handle.remote.clone(),
                     counters: Arc::clone(&handle.counters[number]),
                     global_live: Arc::clone(&global_live),
+                    budget: Arc::clone(&budget),
                     share,
                     tick: self.tick,
                     until_idle: self.until_idle,

@@ -17,7 +17,7 @@ pub enum CloseReason {
     Idle,
     /// A graceful close waited for the peer's FIN in vain.
     LingerTimeout,
-    /// More was queued than the send limit allows.
+    /// More was queued than the send limit allows, or the memory limit of the server.
     Backpressure,
     /// A frame of the peer's was longer than the frame limit.
     FrameLimit,

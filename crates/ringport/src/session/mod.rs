@@ -59,6 +59,8 @@ pub(crate) enum Fin {
 pub enum Refusal {
     /// The send limit of the connection is reached.
     Limit,
+    /// The memory limit of the server or client is reached.
+    ProcessLimit,
     /// The connection is closing, or was finished.
     Closing,
 }
@@ -126,6 +128,8 @@ pub(crate) struct Session {
     pub(crate) paused_by_user: bool,
     /// Above the high mark, and not yet down to the low mark again.
     pub(crate) full: bool,
+    /// Reading rests because the server is above its memory limit.
+    pub(crate) resting: bool,
     /// The handler was told that it is full.
     pub(crate) told_full: bool,
     /// Above the limit under [`OverLimit::Wait`]: reading rests until the low mark, whatever the options say.
@@ -195,6 +199,7 @@ impl Session {
             receiving: false,
             paused_by_user: false,
             full: false,
+            resting: false,
             told_full: false,
             over: false,
             peer_closed: false,
@@ -216,6 +221,11 @@ impl Session {
     /// What most sessions never need, made now if this one has none yet.
     pub(crate) fn rare(&mut self) -> &mut Rare {
         self.rare.get_or_insert_default()
+    }
+
+    /// Bytes charged to the worker's account.
+    pub(crate) fn charged(&self) -> u64 {
+        self.queued() + self.kept() as u64
     }
 
     /// Bytes that are queued and that the engine has not seen yet.
@@ -250,6 +260,11 @@ mod tests {
     use ringport_engine::{Engine, EngineConfig, PoolConfig, SocketOptions, socket};
 
     use super::*;
+
+    /// An account without much of a limit.
+    pub(super) fn account() -> Account {
+        Account::new(crate::worker::Budget::new(1 << 30, 1))
+    }
 
     /// An open session with an id of a connection that goes nowhere.
     pub(super) fn session() -> Session {

@@ -2,14 +2,15 @@
 
 use std::time::Duration;
 
-/// What happens to a send beyond the limit.
+/// What happens to a send beyond the send limit of its connection, or beyond the memory limit of the whole
+/// [`Server`](crate::Server::memory_limit).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum OverLimit {
     /// The send is refused and the data handed back; the connection goes on.
     Refuse,
     /// The send is taken, and reading of the connection rests until the low mark. What was received already still comes,
-    /// so that a handler that only answers never loses anything; up to 4 MiB are taken beyond the limit for that. What
+    /// so that a handler that only answers never loses anything; up to 4 MiB are taken beyond each limit for that. What
     /// would exceed even this is refused, as by [`OverLimit::Refuse`].
     Wait,
     /// The oldest messages that have not started to be sent are dropped until there is room; without enough of those, the

@@ -57,6 +57,8 @@ pub struct Context {
     pub(super) later: VecDeque<(ConnId, Later)>,
     pub(super) totals: Totals,
     pub(super) account: Account,
+    /// Sessions whose reading rests because of the memory limit.
+    pub(super) resting: Vec<ConnId>,
     pub(super) counters: Arc<Counters>,
     pub(super) global_live: Arc<AtomicUsize>,
     pub(super) started: Instant,
@@ -227,6 +229,7 @@ impl Context {
         self.find(conn)?;
         let session = self.sessions[conn.slot()].take()?;
         self.live -= 1;
+        self.account.release(session.charged());
         if let Some(key) = session.timer {
             self.timers.cancel(key);
         }
@@ -236,11 +239,24 @@ impl Context {
         Some(session)
     }
 
+    /// Has reading of the session rest until the server is below its memory limit again.
+    #[cold]
+    pub(super) fn rest(&mut self, conn: ConnId) {
+        let Some(session) = self.find(conn) else { return };
+        if std::mem::replace(&mut session.resting, true) {
+            return;
+        }
+        if self.resting.is_empty() {
+            self.timers.insert(self.now + super::MEMORY_PAUSE, Timer::Memory);
+        }
+        self.resting.push(conn);
+    }
+
     /// What the session keeps, with `buf` behind it.
     #[cold]
     pub(super) fn join_kept(&mut self, conn: ConnId, buf: Buf) -> Buf {
         match self.sessions.get_mut(conn.slot()).and_then(Option::as_mut) {
-            Some(session) => session.join(buf, &self.pool),
+            Some(session) => session.join(buf, &self.pool, &mut self.account),
             None => buf,
         }
     }

@@ -65,6 +65,8 @@ counters! {
     dropped_messages,
     /// Bytes of those.
     dropped_bytes,
+    /// Bytes that count against the memory limit now: queued, kept, or copies that handlers hold.
+    charged_bytes,
     /// Callbacks that panicked.
     panics,
     /// Turns of the loop.

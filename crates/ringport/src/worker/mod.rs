@@ -29,7 +29,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-pub(crate) use account::Account;
+pub(crate) use account::{Account, Budget};
 pub use context::{ConnectionId, Context};
 pub(crate) use context::{Facts, Parts};
 pub(crate) use counters::Counters;
@@ -73,6 +73,9 @@ struct Listening {
 /// Messages taken out of the mailbox in one turn. The rest waits for the next, so that I/O goes on.
 const LETTERS_PER_TURN: usize = 1024;
 
+/// How long connections rest at least when the server is above its memory limit.
+const MEMORY_PAUSE: Duration = Duration::from_millis(10);
+
 /// What a worker is made of, apart from its engine.
 pub(crate) struct WorkerSetup {
     pub(crate) number: u16,
@@ -80,6 +83,7 @@ pub(crate) struct WorkerSetup {
     pub(crate) remote: Remote,
     pub(crate) counters: Arc<Counters>,
     pub(crate) global_live: Arc<AtomicUsize>,
+    pub(crate) budget: Arc<Budget>,
     pub(crate) share: Share,
     pub(crate) tick: Option<Duration>,
     pub(crate) until_idle: bool,
@@ -109,7 +113,8 @@ impl<E: Engine> Worker<E> {
             dirty: Vec::new(),
             later: VecDeque::new(),
             totals: WorkerStats::default(),
-            account: Account::default(),
+            account: Account::new(setup.budget),
+            resting: Vec::new(),
             counters: setup.counters,
             global_live: setup.global_live,
             started: now,
@@ -237,6 +242,9 @@ impl<E: Engine> Worker<E> {
         session.active_at = clock;
         let (service, state) = (session.service as usize, session.state);
         let buf = if session.keeps { context.join_kept(conn, buf) } else { buf };
+        if context.account.is_over() {
+            context.rest(conn);
+        }
         self.current = Some(conn);
         self.services[service].data(Call { context, facts: &self.engine, conn, state }, buf);
         self.current = None;
@@ -252,6 +260,7 @@ impl<E: Engine> Worker<E> {
         session.handed += bytes as u64;
         session.sending = !idle;
         session.active_at = clock;
+        context.account.release(bytes as u64);
         self.settle(conn);
     }
 
@@ -344,6 +353,22 @@ impl<E: Engine> Worker<E> {
             }
             Timer::Tick => self.run_tick(),
             Timer::Drain => self.drain_step(),
+            Timer::Memory => self.look_at_memory(),
+        }
+    }
+
+    /// Lets those that rest for want of memory read again, if there is some; otherwise looks again soon, since it may be
+    /// other workers that free it.
+    fn look_at_memory(&mut self) {
+        if self.context.account.is_still_over() {
+            self.context.timers.insert(self.context.now + MEMORY_PAUSE, Timer::Memory);
+            return;
+        }
+        for conn in std::mem::take(&mut self.context.resting) {
+            if let Some(session) = self.context.find(conn) {
+                session.resting = false;
+                self.settle(conn);
+            }
         }
     }
 
@@ -385,6 +410,11 @@ impl<E: Engine> Worker<E> {
         totals.calls = engine.calls;
         totals.starved = engine.starved;
         totals.copies = self.context.pool.copies();
+        if totals.copies > 0 {
+            self.context.account.set_copies(self.context.pool.copied_out_bytes());
+        }
+        let totals = &mut self.context.totals;
+        totals.charged_bytes = self.context.account.used();
         self.context.publish();
     }
 

@@ -23,6 +23,7 @@ impl<E: Engine> Worker<E> {
             session.handed += progress.bytes as u64;
             session.sending = !progress.idle;
             context.totals.sent_bytes += progress.bytes as u64;
+            context.account.release(progress.bytes as u64);
             context.totals.sends_at_once += u64::from(progress.idle);
             if progress.bytes == 0 {
                 break;
@@ -46,7 +47,7 @@ impl<E: Engine> Worker<E> {
                 self.engine.shutdown_write(conn);
             }
             let rests = session.full && (session.over || context.options[session.service as usize].rest_when_full);
-            let receiving = !session.paused_by_user && !rests;
+            let receiving = !session.paused_by_user && !rests && !session.resting;
             if receiving != session.receiving {
                 session.receiving = receiving;
                 self.engine.receive(conn, if receiving { Want::On } else { Want::Paused });
@@ -152,6 +153,7 @@ impl<E: Engine> Worker<E> {
         };
         session.phase = Phase::Ended;
         self.context.totals.sent_bytes += late;
+        self.context.account.release(late);
         self.current = Some(conn);
         let call = Call { context: &mut self.context, facts: &self.engine, conn, state };
         self.services[service].on(call, Happening::Close(&report));

@@ -25,6 +25,8 @@ pub(super) enum Timer {
     User(TimerId),
     /// The handlers' background tick.
     Tick,
+    /// Look whether there is memory again.
+    Memory,
     /// Look which connections are quiet enough to be closed.
     Drain,
 }

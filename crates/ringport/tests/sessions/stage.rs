@@ -4,8 +4,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use ringport::{
-    Address, Buf, Client, CloseReason, Connection, EngineConfig, EngineKind, Faults, Handler, ListenOptions, Selection,
-    Server, Simulation, SocketOptions,
+    Address, Buf, Client, CloseReason, CloseReport, Connection, EngineConfig, EngineKind, Faults, Handler,
+    ListenOptions, Selection, Server, Simulation, SocketOptions,
 };
 
 /// Real time after which a test has failed.
@@ -169,6 +169,19 @@ impl Log {
         seen.closed.len() == count
     }
 
+    pub(crate) fn note_close(&self, report: &CloseReport) {
+        self.see().closed.push(Closed {
+            reason: report.reason,
+            accepted: report.accepted,
+            handed: report.handed_to_kernel,
+            unacked: report.unacked,
+            received: report.received,
+            failed: report.error.is_some(),
+            dropped_messages: report.dropped_messages,
+            dropped_bytes: report.dropped_bytes,
+        });
+    }
+
     pub(crate) fn reasons(&self) -> Vec<CloseReason> {
         self.see().closed.iter().map(|closed| closed.reason).collect()
     }
@@ -308,19 +321,10 @@ impl Handler for Player {
         (self.act)(conn, What::Message(message));
     }
 
-    fn close(&mut self, conn: &mut Connection<'_, PlayerState>, report: &ringport::CloseReport) {
+    fn close(&mut self, conn: &mut Connection<'_, PlayerState>, report: &CloseReport) {
         self.check(conn.state.open && !conn.state.closed, "closed twice or never opened");
         conn.state.closed = true;
-        self.log.see().closed.push(Closed {
-            reason: report.reason,
-            accepted: report.accepted,
-            handed: report.handed_to_kernel,
-            unacked: report.unacked,
-            received: report.received,
-            failed: report.error.is_some(),
-            dropped_messages: report.dropped_messages,
-            dropped_bytes: report.dropped_bytes,
-        });
+        self.log.note_close(report);
         (self.act)(conn, What::Close);
     }
 
