@@ -89,6 +89,15 @@ pub(crate) struct Serve {
     /// Close connections on which nothing moved for this long (0 = off)
     #[arg(long, value_name = "DUR", default_value = "5m")]
     pub(crate) idle_timeout: Timeout,
+    /// Close connections on which nothing was received for this long (0 = off)
+    #[arg(long, value_name = "DUR", default_value = "0")]
+    pub(crate) read_timeout: Timeout,
+    /// Close connections that read nothing of what waits for them for this long (0 = off)
+    #[arg(long, value_name = "DUR", default_value = "1m")]
+    pub(crate) write_timeout: Timeout,
+    /// Close connections that are this old (0 = off)
+    #[arg(long, value_name = "DUR", default_value = "0")]
+    pub(crate) lifetime: Timeout,
     /// How connections are spread over workers
     #[arg(long, value_enum, default_value_t = SpreadName::ReusePort)]
     pub(crate) spread: SpreadName,

@@ -39,7 +39,10 @@ fn server(options: Serve) -> Server {
     let connections = ConnectionOptions::default()
         .send_limit(limit, over_limit)
         .marks(high_mark / 4, high_mark)
-        .idle_timeout(options.idle_timeout.0);
+        .idle_timeout(options.idle_timeout.0)
+        .read_timeout(options.read_timeout.0)
+        .write_timeout(options.write_timeout.0)
+        .lifetime(options.lifetime.0);
     let server = Server::new()
         .workers(options.workers)
         .engine(options.engine.kind())

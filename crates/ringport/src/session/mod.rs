@@ -14,12 +14,14 @@
 //! the sending direction is.
 
 mod close;
+mod deadlines;
 mod keep;
 mod options;
 mod outbox;
 
 pub use close::{CloseReason, CloseReport};
-pub use options::{ConnectionOptions, OverLimit};
+pub(crate) use deadlines::Verdict;
+pub use options::{ConnectionOptions, MinimumRate, OverLimit};
 
 use std::collections::VecDeque;
 
@@ -115,8 +117,12 @@ pub(crate) struct Session {
     /// Bytes that the kernel took (K in the ledger).
     pub(crate) handed: u64,
     pub(crate) received: u64,
-    /// Milliseconds of the worker's clock at the last byte in either direction.
-    pub(crate) active_at: u32,
+    /// When it began to connect, then when it was established. This and the next two in milliseconds of the worker's clock.
+    pub(crate) opened_at: u32,
+    /// When the last byte was received.
+    pub(crate) received_at: u32,
+    /// When the kernel last took a byte, or was first offered those that it does not take.
+    pub(crate) sent_at: u32,
     pub(crate) phase: Phase,
     pub(crate) fin: Fin,
     /// The handler has seen it.
@@ -139,7 +145,7 @@ pub(crate) struct Session {
     pub(crate) keeps: bool,
     /// In the worker's list of sessions to settle.
     pub(crate) dirty: bool,
-    /// The session's own timer: idle while it is open, linger while it closes.
+    /// The session's own timer: its deadlines while it connects or is open, linger while it closes.
     pub(crate) timer: Option<TimerKey>,
     /// What most sessions never need.
     pub(crate) rare: Option<Box<Rare>>,
@@ -160,6 +166,9 @@ pub(crate) struct Rare {
     pub(crate) dropped_bytes: u64,
     /// Flushes under way, in order.
     pub(crate) flushes: VecDeque<Flush>,
+    /// When the window of the minimum receive rate began, and what had been received by then.
+    window_at: u32,
+    window_received: u64,
     /// A partial frame.
     kept: Option<Buf>,
 }
@@ -182,7 +191,7 @@ impl Rare {
 }
 
 impl Session {
-    pub(crate) fn new(conn: ConnId, service: u32, state: u32, phase: Phase, active_at: u32) -> Self {
+    pub(crate) fn new(conn: ConnId, service: u32, state: u32, phase: Phase, clock: u32) -> Self {
         Self {
             conn,
             service,
@@ -191,7 +200,9 @@ impl Session {
             accepted: 0,
             handed: 0,
             received: 0,
-            active_at,
+            opened_at: clock,
+            received_at: clock,
+            sent_at: clock,
             phase,
             fin: Fin::No,
             opened: false,

@@ -34,6 +34,7 @@ impl<E: Engine> Worker<E> {
             Ok(conn) => {
                 self.context.global_live.fetch_add(1, Ordering::Relaxed);
                 self.insert(conn, service, Phase::Connecting);
+                self.deadline(conn);
             }
             Err(error) => self.services[service as usize].connect_failed(&mut self.context, &error),
         }

@@ -271,6 +271,13 @@ impl Context {
         }
     }
 
+    /// Cancels the session's own timer, if it is set.
+    pub(super) fn cancel_session_timer(&mut self, conn: ConnId) {
+        if let Some(key) = self.find(conn).and_then(|session| session.timer.take()) {
+            self.timers.cancel(key);
+        }
+    }
+
     /// Reads the engine's clock.
     #[inline]
     pub(super) fn set_now(&mut self, now: Instant) {

@@ -239,7 +239,7 @@ impl<E: Engine> Worker<E> {
         if session.phase != Phase::Open {
             return; // Closing: what still comes is discarded, as the graceful close promises.
         }
-        session.active_at = clock;
+        session.received_at = clock;
         let (service, state) = (session.service as usize, session.state);
         let buf = if session.keeps { context.join_kept(conn, buf) } else { buf };
         if context.account.is_over() {
@@ -259,7 +259,7 @@ impl<E: Engine> Worker<E> {
         let Some(session) = context.find(conn) else { return };
         session.handed += bytes as u64;
         session.sending = !idle;
-        session.active_at = clock;
+        session.sent_at = clock;
         context.account.release(bytes as u64);
         self.settle(conn);
     }
@@ -271,14 +271,14 @@ impl<E: Engine> Worker<E> {
         self.opened(conn);
     }
 
-    /// The first callback of a session, and its idle timer.
+    /// The first callback of a session, and its deadlines.
     fn opened(&mut self, conn: ConnId) {
-        let Some(session) = self.context.find(conn) else { return };
+        let context = &mut self.context;
+        let Some(session) = context.sessions.get_mut(conn.slot()).and_then(Option::as_mut) else { return };
         session.opened = true;
-        let service = session.service as usize;
-        if let Some(timeout) = self.context.options[service].idle_timeout {
-            self.context.set_session_timer(conn, self.context.now + timeout, Timer::Idle(conn));
-        }
+        session.begin(&context.options[session.service as usize], context.clock);
+        context.cancel_session_timer(conn);
+        self.deadline(conn);
         self.call(conn, Happening::Open);
     }
 
@@ -344,7 +344,7 @@ impl<E: Engine> Worker<E> {
 
     fn timer(&mut self, timer: Timer) {
         match timer {
-            Timer::Idle(conn) => self.idle(conn),
+            Timer::Deadline(conn) => self.deadline(conn),
             Timer::Linger(conn) => self.lingered(conn),
             Timer::User(id) => {
                 if let Some(due) = self.context.timers.due(id, self.context.now) {
@@ -370,28 +370,6 @@ impl<E: Engine> Worker<E> {
                 self.settle(conn);
             }
         }
-    }
-
-    /// The idle time since the timer was set may have been interrupted: refreshing costs a store, not a timer.
-    fn idle(&mut self, conn: ConnId) {
-        let (clock, now) = (self.context.clock, self.context.now);
-        let Some(session) = self.context.find(conn) else { return };
-        session.timer = None;
-        if session.phase != Phase::Open {
-            return;
-        }
-        let (service, quiet) = (session.service as usize, clock.wrapping_sub(session.active_at));
-        let Some(timeout) = self.context.options[service].idle_timeout else { return };
-        let quiet = Duration::from_millis(quiet.into());
-        if quiet < timeout {
-            self.context.set_session_timer(conn, now + (timeout - quiet), Timer::Idle(conn));
-            return;
-        }
-        if let Some(session) = self.context.find(conn) {
-            let how = if session.queued() == 0 { Ending::Plain } else { Ending::Abort };
-            session.end(how, CloseReason::Idle);
-        }
-        self.settle(conn);
     }
 
     fn run_tick(&mut self) {

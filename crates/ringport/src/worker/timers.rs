@@ -17,8 +17,8 @@ pub struct TimerId {
 /// What a timer in the wheel is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Timer {
-    /// The idle timeout of a session may be over.
-    Idle(ConnId),
+    /// A deadline of a session may be over.
+    Deadline(ConnId),
     /// A graceful close waited long enough.
     Linger(ConnId),
     /// A timer of the user.

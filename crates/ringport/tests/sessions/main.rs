@@ -3,6 +3,7 @@
 //! Each test is written once, against a [`Stage`](stage::Stage), and `stages!` runs it on all of them.
 
 mod closing;
+mod deadlines;
 mod finish;
 mod flow;
 mod framing;

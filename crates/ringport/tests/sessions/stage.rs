@@ -1,5 +1,6 @@
 //! The stage: a server and a client with handlers of the test's, on a real engine or in a simulation.
 
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -333,6 +334,30 @@ impl Handler for Player {
         seen.connect_failed += 1;
         seen.notes.push(error.to_string());
     }
+}
+
+/// Runs a test on each real engine that works here.
+pub(crate) fn each_engine(test: impl Fn(EngineKind)) {
+    for kind in [EngineKind::Uring, EngineKind::Epoll, EngineKind::Kqueue] {
+        if Stage::real(kind).is_some() {
+            test(kind);
+        }
+    }
+}
+
+/// A listener whose queue is full, with what fills it: whoever connects waits in vain.
+pub(crate) fn full_backlog() -> (impl Sized, SocketAddr) {
+    let mut options = ListenOptions::default();
+    options.backlog = 1;
+    let any = ringport_engine::socket::ip(SocketAddr::from(([127, 0, 0, 1], 0)));
+    let listener = ringport_engine::Socket::listen(&any, &options, None).expect("listens");
+    let to = listener.local_addr().expect("is bound").as_socket().expect("an IP address");
+    let mut waiting = Vec::new();
+    while let Ok(stream) = std::net::TcpStream::connect_timeout(&to, Duration::from_millis(200)) {
+        waiting.push(stream);
+        assert!(waiting.len() < 100, "the queue of one is never full");
+    }
+    ((listener, waiting), to)
 }
 
 /// Options of the connections of a listener whose kernel buffers are small, so that a reader that stalls is soon noticed.
