@@ -51,6 +51,10 @@ pub trait Handler: 'static {
     /// A timer of this connection is due.
     fn timer(&mut self, conn: &mut Connection<'_, Self::State>, timer: TimerId, token: u64) {}
 
+    /// Nothing was received for the interval of [`ConnectionOptions::heartbeat`](crate::ConnectionOptions::heartbeat): send
+    /// something that the peer answers. Any byte that it sends then is a sign of life.
+    fn heartbeat(&mut self, conn: &mut Connection<'_, Self::State>) {}
+
     /// Another thread sent a message.
     fn message(&mut self, conn: &mut Connection<'_, Self::State>, message: Message) {}
 

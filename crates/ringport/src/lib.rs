@@ -48,6 +48,8 @@ pub use ringport_engine::{
     Selection, SocketOptions,
 };
 pub use server::Server;
-pub use session::{CloseReason, CloseReport, ConnectionOptions, MinimumRate, OverLimit, Refusal, SendOutcome};
+pub use session::{
+    CloseReason, CloseReport, ConnectionOptions, Heartbeat, MinimumRate, OverLimit, Refusal, SendOutcome,
+};
 pub use simulation::{Faults, Simulation};
 pub use worker::{ConnectionId, Context, TimerId, WorkerStats};

@@ -24,6 +24,8 @@ pub enum CloseReason {
     WriteStall,
     /// Less was received than the minimum receive rate asks for.
     TooSlow,
+    /// The peer answered none of several heartbeats.
+    Heartbeat,
     /// It lasted as long as it may.
     Lifetime,
     /// A graceful close waited for the peer's FIN in vain.
@@ -57,6 +59,7 @@ impl CloseReason {
             Self::ReadTimeout => "read-timeout",
             Self::WriteStall => "write-stall",
             Self::TooSlow => "too-slow",
+            Self::Heartbeat => "heartbeat",
             Self::Lifetime => "lifetime",
             Self::LingerTimeout => "linger-timeout",
             Self::Backpressure => "backpressure",

@@ -6,13 +6,15 @@
 
 use std::time::Duration;
 
-use super::{CloseReason, ConnectionOptions, Phase, Session};
+use super::{CloseReason, ConnectionOptions, Heartbeat, Phase, Session};
 
 /// What the timer of a session found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
     /// Nothing is due; look again after this time. `None`: never.
     Wait(Option<Duration>),
+    /// The handler is to send a heartbeat; look again after this time.
+    Beat(Duration),
     /// It has waited too long.
     Close(CloseReason),
 }
@@ -35,7 +37,7 @@ impl Session {
     /// Judges the deadlines of a session that connects or is open at `clock`, in milliseconds of the worker's clock.
     pub(crate) fn judge(&mut self, options: &ConnectionOptions, clock: u32) -> Verdict {
         let since = |at: u32| Duration::from_millis(clock.wrapping_sub(at).into());
-        let mut nearest = Nearest(Verdict::Wait(None));
+        let (mut nearest, mut beats) = (Nearest(Verdict::Wait(None)), false);
         if self.phase == Phase::Connecting {
             nearest.add(options.connect_timeout, since(self.opened_at), CloseReason::ConnectTimeout);
             return nearest.0;
@@ -54,14 +56,41 @@ impl Session {
                 let passed = if slow { rate.window } else { since(self.rare().window_at) };
                 nearest.add(Some(rate.window), passed, CloseReason::TooSlow);
             }
+            if let Some(heartbeat) = options.heartbeat {
+                beats = self.judge_heartbeat(heartbeat, clock, &mut nearest);
+            }
         } else {
             // Nobody can blame the peer for what is not read. When reading goes on, the time begins anew.
-            for timeout in [options.read_timeout, options.receive_rate_min.map(|rate| rate.window)] {
+            let interval = options.heartbeat.map(|heartbeat| heartbeat.interval);
+            for timeout in [options.read_timeout, options.receive_rate_min.map(|rate| rate.window), interval] {
                 nearest.add(timeout, Duration::ZERO, CloseReason::ReadTimeout);
             }
         }
         nearest.add(options.idle_timeout, self.quiet(clock), CloseReason::Idle);
-        nearest.0
+        match (nearest.0, beats) {
+            (Verdict::Wait(Some(time)), true) => Verdict::Beat(time),
+            (verdict, _) => verdict,
+        }
+    }
+
+    /// Judges the heartbeats, and says whether one is to be sent now. Each has a whole interval to be answered, also when a
+    /// busy worker sent it late.
+    fn judge_heartbeat(&mut self, heartbeat: Heartbeat, clock: u32, nearest: &mut Nearest) -> bool {
+        let since = |at: u32| clock.wrapping_sub(at);
+        let received = since(self.received_at);
+        let rare = self.rare();
+        if received <= since(rare.beat_at) {
+            rare.heartbeats = 0;
+        }
+        let passed = Duration::from_millis(received.min(since(rare.beat_at)).into());
+        let due = passed >= heartbeat.interval;
+        if due && rare.heartbeats < heartbeat.misses {
+            (rare.heartbeats, rare.beat_at) = (rare.heartbeats + 1, clock);
+            nearest.add(Some(heartbeat.interval), Duration::ZERO, CloseReason::Heartbeat);
+            return true;
+        }
+        nearest.add(Some(heartbeat.interval), passed, CloseReason::Heartbeat);
+        false
     }
 
     /// Whether less came in the window that is over than had to. A window that is over begins anew.
@@ -89,11 +118,14 @@ impl Session {
         if options.receive_rate_min.is_some() {
             self.rare().window_at = clock;
         }
+        if options.heartbeat.is_some() {
+            self.rare().beat_at = clock;
+        }
     }
 
     /// Begins anew the times in which something must be received.
     pub(crate) fn begin_reading(&mut self, options: &ConnectionOptions, clock: u32) {
-        if options.read_timeout.is_some() {
+        if options.read_timeout.is_some() || options.heartbeat.is_some() {
             self.received_at = clock;
         }
         if options.receive_rate_min.is_some() {
@@ -177,6 +209,25 @@ mod tests {
         }
         session.received += 99;
         assert_eq!(session.judge(&options, 500), Verdict::Close(CloseReason::TooSlow));
+    }
+
+    #[test]
+    fn a_peer_that_misses_its_heartbeats_is_given_up() {
+        let options = options().heartbeat(Some(Heartbeat::new(50 * MS, 2)));
+        let mut session = open(&options);
+        assert_eq!(session.judge(&options, 0), Verdict::Wait(Some(50 * MS)));
+        assert_eq!(session.judge(&options, 50), Verdict::Beat(50 * MS));
+        assert_eq!(session.judge(&options, 60), Verdict::Wait(Some(40 * MS)), "one each interval");
+        session.received_at = 70;
+        assert_eq!(session.judge(&options, 100), Verdict::Wait(Some(20 * MS)), "any byte is a sign of life");
+        assert_eq!(session.judge(&options, 120), Verdict::Beat(50 * MS));
+        assert_eq!(
+            session.judge(&options, 250),
+            Verdict::Beat(50 * MS),
+            "late, and with a whole interval all the same"
+        );
+        assert_eq!(session.judge(&options, 299), Verdict::Wait(Some(MS)));
+        assert_eq!(session.judge(&options, 300), Verdict::Close(CloseReason::Heartbeat));
     }
 
     #[test]

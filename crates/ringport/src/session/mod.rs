@@ -21,7 +21,7 @@ mod outbox;
 
 pub use close::{CloseReason, CloseReport};
 pub(crate) use deadlines::Verdict;
-pub use options::{ConnectionOptions, MinimumRate, OverLimit};
+pub use options::{ConnectionOptions, Heartbeat, MinimumRate, OverLimit};
 
 use std::collections::VecDeque;
 
@@ -169,6 +169,9 @@ pub(crate) struct Rare {
     /// When the window of the minimum receive rate began, and what had been received by then.
     window_at: u32,
     window_received: u64,
+    /// Heartbeats sent since the last received byte, and when the last was.
+    heartbeats: u8,
+    beat_at: u32,
     /// A partial frame.
     kept: Option<Buf>,
 }

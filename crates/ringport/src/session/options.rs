@@ -49,6 +49,24 @@ impl MinimumRate {
     }
 }
 
+/// When a silent peer is asked whether it lives, and when it is given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Heartbeat {
+    /// Time without a received byte after which a heartbeat is sent, and between heartbeats.
+    pub interval: Duration,
+    /// So many heartbeats may stay without any answer; one interval after the last the connection is closed.
+    pub misses: u8,
+}
+
+impl Heartbeat {
+    /// A heartbeat after each `interval` of silence, and the end one interval after `misses` of them.
+    #[must_use]
+    pub fn new(interval: Duration, misses: u8) -> Self {
+        Self { interval: interval.max(Duration::from_millis(1)), misses }
+    }
+}
+
 /// Options of the connections of one listener or client.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -84,6 +102,9 @@ pub struct ConnectionOptions {
     /// Closes a connection on which less is received, window by window, while reading is on: off. It is for peers that are
     /// to send without a break, such as uploads; one that waits for an answer is too slow as well.
     pub receive_rate_min: Option<MinimumRate>,
+    /// Has [`Handler::heartbeat`](crate::Handler::heartbeat) called on a connection on which nothing is received, and
+    /// closes it when that does not help: off.
+    pub heartbeat: Option<Heartbeat>,
     /// How long a graceful close waits for the peer's FIN: 5 s.
     pub linger: Duration,
 }
@@ -103,6 +124,7 @@ impl Default for ConnectionOptions {
             connect_timeout: Some(Duration::from_secs(30)),
             lifetime: None,
             receive_rate_min: None,
+            heartbeat: None,
             linger: Duration::from_secs(5),
         }
     }
@@ -178,6 +200,13 @@ impl ConnectionOptions {
     #[must_use]
     pub fn receive_rate_min(mut self, rate: Option<MinimumRate>) -> Self {
         self.receive_rate_min = rate;
+        self
+    }
+
+    /// Sets or removes the heartbeat.
+    #[must_use]
+    pub fn heartbeat(mut self, heartbeat: Option<Heartbeat>) -> Self {
+        self.heartbeat = heartbeat;
         self
     }
 

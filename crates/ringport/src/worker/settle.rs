@@ -116,6 +116,10 @@ impl<E: Engine> Worker<E> {
         match session.judge(&context.options[session.service as usize], context.clock) {
             Verdict::Wait(None) => {}
             Verdict::Wait(Some(time)) => context.set_session_timer(conn, context.now + time, Timer::Deadline(conn)),
+            Verdict::Beat(time) => {
+                context.set_session_timer(conn, context.now + time, Timer::Deadline(conn));
+                self.call(conn, Happening::Heartbeat);
+            }
             Verdict::Close(reason) => {
                 let lost = session.queued() > 0 || session.phase == Phase::Connecting;
                 session.end(if lost { Ending::Abort } else { Ending::Plain }, reason);

@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use ringport::{
-    Client, CloseReason, ConnectionOptions, Faults, ListenOptions, MinimumRate, Server, Simulation, SocketOptions,
+    Client, CloseReason, ConnectionOptions, Faults, Heartbeat, ListenOptions, MinimumRate, Server, Simulation,
+    SocketOptions,
 };
 
 use crate::stage::{
@@ -21,6 +22,7 @@ stages!(
     a_slow_sender_is_closed_and_a_fast_one_is_not,
     a_server_that_only_sends_is_not_idle,
     reading_that_rests_is_not_held_against_the_peer,
+    a_frozen_peer_misses_its_heartbeats_and_a_live_one_does_not,
 );
 
 const TIME: Duration = Duration::from_millis(120);
@@ -211,6 +213,45 @@ fn reading_that_rests_is_not_held_against_the_peer(stage: &Stage) {
     );
     assert_eq!(server.reasons(), [CloseReason::PeerClosed]);
     assert_eq!(server.see().received, b"early");
+}
+
+fn a_frozen_peer_misses_its_heartbeats_and_a_live_one_does_not(stage: &Stage) {
+    let interval = Duration::from_millis(100);
+    let (server, client, life) = (Log::default(), Log::default(), Life::default());
+    let lives = life.clone();
+    let asker = Player::with(&server, move |conn, what| match what {
+        What::Heartbeat => drop(conn.write(b"?")),
+        What::PeerClosed => conn.close(),
+        What::Open => lives.open(conn.now()),
+        What::Close if conn.state.received == 0 => lives.close(conn.now()),
+        _ => {}
+    });
+    let number = Arc::new(Mutex::new(0));
+    let answerer = Player::with(&client, move |conn, what| match what {
+        What::Open => {
+            let mut number = number.lock().expect("no test panicked");
+            conn.state.number = *number;
+            *number += 1;
+            if conn.state.number == 1 {
+                conn.set_timer(7 * interval, 0);
+            }
+        }
+        What::Data(_) if conn.state.number == 1 => drop(conn.write(b"!")),
+        What::Timer(_) => conn.close(),
+        What::PeerClosed => conn.close(),
+        _ => {}
+    });
+    let options = ConnectionOptions::default().heartbeat(Some(Heartbeat::new(interval, 2)));
+    stage.play(
+        Server::new().listen_with(listen_on(stage), ListenOptions::default(), options, asker.make()),
+        |to| Client::new().connect(to, 2, answerer.make()),
+        || server.all_closed(2) && client.all_closed(2),
+    );
+    assert_eq!(server.reasons(), [CloseReason::Heartbeat, CloseReason::PeerClosed]);
+    let frozen = server.see().closed[0].clone();
+    assert_eq!((frozen.accepted, frozen.received), (2, 0), "two heartbeats were sent");
+    assert!(server.see().received.len() >= 2, "the live one answered more than once");
+    life.check(stage, 3 * interval);
 }
 
 #[test]

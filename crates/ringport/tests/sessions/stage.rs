@@ -205,6 +205,7 @@ pub(crate) enum What<'a> {
     Full,
     Writable,
     Flushed(u64),
+    Heartbeat,
     Timer(u64),
     Message(ringport::Message),
     Close,
@@ -315,6 +316,11 @@ impl Handler for Player {
     fn timer(&mut self, conn: &mut Connection<'_, PlayerState>, _: ringport::TimerId, token: u64) {
         self.check(conn.state.open && !conn.state.closed, "timer outside of open and close");
         (self.act)(conn, What::Timer(token));
+    }
+
+    fn heartbeat(&mut self, conn: &mut Connection<'_, PlayerState>) {
+        self.check(conn.state.open && !conn.state.closed, "heartbeat outside of open and close");
+        (self.act)(conn, What::Heartbeat);
     }
 
     fn message(&mut self, conn: &mut Connection<'_, PlayerState>, message: ringport::Message) {
