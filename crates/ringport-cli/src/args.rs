@@ -77,6 +77,15 @@ pub(crate) struct Serve {
     /// Most connections at once; one more is accepted and closed
     #[arg(long, value_name = "N", default_value_t = 1_000_000, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     pub(crate) max_connections: usize,
+    /// Most connections at once from one IP address (0 = off)
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) max_per_address: usize,
+    /// Most new connections a second, and at once (0 = off)
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) accept_rate: u64,
+    /// Most bytes received a second on a connection, and at once (0 = off)
+    #[arg(long, value_name = "BYTES", default_value = "0", value_parser = units::bytes)]
+    pub(crate) receive_rate: u64,
     /// Most bytes that may wait to be sent on a connection
     #[arg(long, value_name = "BYTES", default_value = "10MiB", value_parser = send_limit)]
     pub(crate) send_limit: u64,

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use ringport_engine::{Buf, Chunk, ConnInfo};
 
-use crate::session::{CloseReason, CloseReport, Ending, Phase, SendOutcome, Session};
+use crate::session::{CloseReason, CloseReport, Ending, Pauses, Phase, SendOutcome, Session};
 use crate::worker::{ConnectionId, Context, Facts, Parts, TimerId};
 
 /// What another thread may send to a connection: see [`Remote::message`](crate::Remote::message).
@@ -153,14 +153,21 @@ impl<S> Connection<'_, S> {
         self.session().kept()
     }
 
+    /// Counts messages that the handler found in what it received, against
+    /// [`ConnectionOptions::message_rate_max`](crate::ConnectionOptions::message_rate_max).
+    pub fn count_messages(&mut self, count: u64) {
+        let conn = self.session().conn;
+        self.context.count_messages(conn, count);
+    }
+
     /// Stops reading: soon the peer's window closes. What was already received still arrives.
     pub fn pause(&mut self) {
-        self.session_mut().paused_by_user = true;
+        self.session_mut().pauses.add(Pauses::USER);
     }
 
     /// Goes on reading after [`pause`](Self::pause).
     pub fn resume(&mut self) {
-        self.session_mut().paused_by_user = false;
+        self.session_mut().pauses.remove(Pauses::USER);
     }
 
     /// Calls [`Handler::flushed`] with `token` when the kernel has taken all that is queued now: in the order of the

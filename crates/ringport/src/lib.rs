@@ -49,7 +49,7 @@ pub use ringport_engine::{
 };
 pub use server::Server;
 pub use session::{
-    CloseReason, CloseReport, ConnectionOptions, Heartbeat, MinimumRate, OverLimit, Refusal, SendOutcome,
+    CloseReason, CloseReport, ConnectionOptions, Heartbeat, MinimumRate, OverLimit, Rate, Refusal, SendOutcome,
 };
 pub use simulation::{Faults, Simulation};
 pub use worker::{ConnectionId, Context, TimerId, WorkerStats};

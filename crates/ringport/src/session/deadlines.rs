@@ -121,6 +121,7 @@ impl Session {
         if options.heartbeat.is_some() {
             self.rare().beat_at = clock;
         }
+        self.metered = options.receive_rate_max.is_some();
     }
 
     /// Begins anew the times in which something must be received.

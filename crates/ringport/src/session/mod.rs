@@ -18,16 +18,19 @@ mod deadlines;
 mod keep;
 mod options;
 mod outbox;
+mod rate;
 
 pub use close::{CloseReason, CloseReport};
 pub(crate) use deadlines::Verdict;
 pub use options::{ConnectionOptions, Heartbeat, MinimumRate, OverLimit};
+pub(crate) use rate::Bucket;
+pub use rate::Rate;
 
 use std::collections::VecDeque;
 
 use ringport_engine::{Buf, Chunk, ConnId, SendQueue};
 
-use crate::worker::{Account, TimerId, TimerKey};
+use crate::worker::{Account, Permit, TimerId, TimerKey};
 
 /// How far a session is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +45,37 @@ pub(crate) enum Phase {
     Lingering,
     /// Given to the engine to close; only its last event is awaited.
     Ended,
+}
+
+/// Why reading rests, apart from a full queue.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Pauses(u8);
+
+impl Pauses {
+    /// The handler asked for it.
+    pub(crate) const USER: Self = Self(1);
+    /// The server is above its memory limit.
+    pub(crate) const MEMORY: Self = Self(2);
+    /// A rate limit is used up.
+    pub(crate) const RATE: Self = Self(4);
+
+    /// Whether there is any reason.
+    #[inline]
+    pub(crate) fn any(self) -> bool {
+        self.0 != 0
+    }
+
+    /// Adds a reason; `false` if it was one already.
+    pub(crate) fn add(&mut self, reason: Self) -> bool {
+        let new = self.0 & reason.0 == 0;
+        self.0 |= reason.0;
+        new
+    }
+
+    /// Takes a reason away.
+    pub(crate) fn remove(&mut self, reason: Self) {
+        self.0 &= !reason.0;
+    }
 }
 
 /// How far the sending direction of an open session is.
@@ -131,11 +165,11 @@ pub(crate) struct Session {
     pub(crate) sending: bool,
     /// The engine was told to receive.
     pub(crate) receiving: bool,
-    pub(crate) paused_by_user: bool,
+    pub(crate) pauses: Pauses,
     /// Above the high mark, and not yet down to the low mark again.
     pub(crate) full: bool,
-    /// Reading rests because the server is above its memory limit.
-    pub(crate) resting: bool,
+    /// A rate of received bytes is limited.
+    pub(crate) metered: bool,
     /// The handler was told that it is full.
     pub(crate) told_full: bool,
     /// Above the limit under [`OverLimit::Wait`]: reading rests until the low mark, whatever the options say.
@@ -172,6 +206,11 @@ pub(crate) struct Rare {
     /// Heartbeats sent since the last received byte, and when the last was.
     heartbeats: u8,
     beat_at: u32,
+    /// What may still be received, in bytes and in messages.
+    pub(crate) bytes_left: Bucket,
+    pub(crate) messages_left: Bucket,
+    /// The place that it takes of those of its address.
+    pub(crate) permit: Option<Permit>,
     /// A partial frame.
     kept: Option<Buf>,
 }
@@ -211,9 +250,9 @@ impl Session {
             opened: false,
             sending: false,
             receiving: false,
-            paused_by_user: false,
+            pauses: Pauses::default(),
             full: false,
-            resting: false,
+            metered: false,
             told_full: false,
             over: false,
             peer_closed: false,

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use super::Rate;
+
 /// What happens to a send beyond the send limit of its connection, or beyond the memory limit of the whole
 /// [`Server`](crate::Server::memory_limit).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,6 +104,12 @@ pub struct ConnectionOptions {
     /// Closes a connection on which less is received, window by window, while reading is on: off. It is for peers that are
     /// to send without a break, such as uploads; one that waits for an answer is too slow as well.
     pub receive_rate_min: Option<MinimumRate>,
+    /// Most bytes received a second and at once: off. Beyond, reading rests; nothing is dropped, and what had been received
+    /// already still comes.
+    pub receive_rate_max: Option<Rate>,
+    /// Most messages received a second and at once, by the handler's own count
+    /// ([`Connection::count_messages`](crate::Connection::count_messages)): off. Beyond, reading rests as well.
+    pub message_rate_max: Option<Rate>,
     /// Has [`Handler::heartbeat`](crate::Handler::heartbeat) called on a connection on which nothing is received, and
     /// closes it when that does not help: off.
     pub heartbeat: Option<Heartbeat>,
@@ -124,6 +132,8 @@ impl Default for ConnectionOptions {
             connect_timeout: Some(Duration::from_secs(30)),
             lifetime: None,
             receive_rate_min: None,
+            receive_rate_max: None,
+            message_rate_max: None,
             heartbeat: None,
             linger: Duration::from_secs(5),
         }
@@ -200,6 +210,20 @@ impl ConnectionOptions {
     #[must_use]
     pub fn receive_rate_min(mut self, rate: Option<MinimumRate>) -> Self {
         self.receive_rate_min = rate;
+        self
+    }
+
+    /// Sets or removes the limit on received bytes a second.
+    #[must_use]
+    pub fn receive_rate_max(mut self, rate: Option<Rate>) -> Self {
+        self.receive_rate_max = rate;
+        self
+    }
+
+    /// Sets or removes the limit on received messages a second.
+    #[must_use]
+    pub fn message_rate_max(mut self, rate: Option<Rate>) -> Self {
+        self.message_rate_max = rate;
         self
     }
 

@@ -13,7 +13,12 @@ use super::counters::{Counters, Totals};
 use super::service::Later;
 use super::timers::{Due, Timer, TimerId, Timers};
 use crate::remote::Remote;
-use crate::session::{CloseReason, ConnectionOptions, Ending, Phase, Refusal, SendOutcome, Session};
+use crate::session::{
+    Bucket, CloseReason, ConnectionOptions, Ending, Pauses, Phase, Rare, Rate, Refusal, SendOutcome, Session,
+};
+
+/// Longest time that reading rests at a stretch because of a rate.
+const THROTTLE_MAX: Duration = Duration::from_secs(60);
 
 /// The handle of a connection: small, `Copy`, unique in the process. Using it after the connection has gone is
 /// harmless and never reaches another connection.
@@ -243,13 +248,43 @@ impl Context {
     #[cold]
     pub(super) fn rest(&mut self, conn: ConnId) {
         let Some(session) = self.find(conn) else { return };
-        if std::mem::replace(&mut session.resting, true) {
+        if !session.pauses.add(Pauses::MEMORY) {
             return;
         }
         if self.resting.is_empty() {
             self.timers.insert(self.now + super::MEMORY_PAUSE, Timer::Memory);
         }
         self.resting.push(conn);
+    }
+
+    /// Takes received bytes out of the session's allowance.
+    #[cold]
+    pub(super) fn count_bytes(&mut self, conn: ConnId, bytes: u64) {
+        self.count(conn, bytes, |options| options.receive_rate_max, |rare| &mut rare.bytes_left);
+    }
+
+    /// Takes received messages out of the session's allowance.
+    pub(crate) fn count_messages(&mut self, conn: ConnId, messages: u64) {
+        self.count(conn, messages, |options| options.message_rate_max, |rare| &mut rare.messages_left);
+    }
+
+    /// Has reading rest until an allowance that is overdrawn has something in it again.
+    fn count(
+        &mut self,
+        conn: ConnId,
+        amount: u64,
+        rate: impl Fn(&ConnectionOptions) -> Option<Rate>,
+        bucket: impl Fn(&mut Rare) -> &mut Bucket,
+    ) {
+        let now = self.now.saturating_duration_since(self.started);
+        let Some(session) = self.sessions.get_mut(conn.slot()).and_then(Option::as_mut) else { return };
+        let Some(rate) = rate(&self.options[session.service as usize]) else { return };
+        let Some(wait) = bucket(session.rare()).spend(amount, rate, now) else { return };
+        // A timer that was set for less wakes it early; then the next bytes put it to rest again.
+        if session.pauses.add(Pauses::RATE) {
+            self.totals.throttled += 1;
+            self.timers.insert(self.now + wait.min(THROTTLE_MAX), Timer::Rate(conn));
+        }
     }
 
     /// What the session keeps, with `buf` behind it.

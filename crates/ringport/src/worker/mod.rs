@@ -16,6 +16,7 @@ mod account;
 mod context;
 mod counters;
 mod drain;
+mod gate;
 mod mailbox;
 mod service;
 mod settle;
@@ -34,6 +35,7 @@ pub use context::{ConnectionId, Context};
 pub(crate) use context::{Facts, Parts};
 pub(crate) use counters::Counters;
 pub use counters::WorkerStats;
+pub(crate) use gate::{Gate, Permit};
 pub(crate) use mailbox::Mailbox;
 use ringport_engine::{Buf, ConnId, Engine, EngineConfig, Event, ListenerId, Pool, PoolConfig};
 use service::{Call, Happening, Service};
@@ -45,7 +47,7 @@ pub(crate) use wheel::TimerKey;
 pub(crate) use self::accept::Share;
 use self::drain::Drain;
 use crate::remote::{Letter, Remote};
-use crate::session::{CloseReason, ConnectionOptions, Ending, Phase};
+use crate::session::{CloseReason, ConnectionOptions, Ending, Pauses, Phase};
 
 /// One thread's share of a server or client.
 pub(crate) struct Worker<E: Engine> {
@@ -240,8 +242,12 @@ impl<E: Engine> Worker<E> {
             return; // Closing: what still comes is discarded, as the graceful close promises.
         }
         session.received_at = clock;
-        let (service, state) = (session.service as usize, session.state);
+        let (service, state, metered) = (session.service as usize, session.state, session.metered);
+        let received = buf.len() as u64;
         let buf = if session.keeps { context.join_kept(conn, buf) } else { buf };
+        if metered {
+            context.count_bytes(conn, received);
+        }
         if context.account.is_over() {
             context.rest(conn);
         }
@@ -335,9 +341,9 @@ impl<E: Engine> Worker<E> {
             Letter::Abort(conn) => {
                 self.context.end(self.context.id_of(conn), Ending::Abort);
             }
-            Letter::Adopt(socket, service) => {
+            Letter::Adopt(socket, service, permit) => {
                 self.context.totals.taken_over += 1;
-                self.adopt(socket, service);
+                self.adopt(socket, service, permit);
             }
         }
     }
@@ -353,6 +359,12 @@ impl<E: Engine> Worker<E> {
             }
             Timer::Tick => self.run_tick(),
             Timer::Drain => self.drain_step(),
+            Timer::Rate(conn) => {
+                if let Some(session) = self.context.find(conn) {
+                    session.pauses.remove(Pauses::RATE);
+                    self.settle(conn);
+                }
+            }
             Timer::Memory => self.look_at_memory(),
         }
     }
@@ -366,7 +378,7 @@ impl<E: Engine> Worker<E> {
         }
         for conn in std::mem::take(&mut self.context.resting) {
             if let Some(session) = self.context.find(conn) {
-                session.resting = false;
+                session.pauses.remove(Pauses::MEMORY);
                 self.settle(conn);
             }
         }

@@ -48,7 +48,7 @@ impl<E: Engine> Worker<E> {
                 self.engine.shutdown_write(conn);
             }
             let rests = session.full && (session.over || context.options[session.service as usize].rest_when_full);
-            let receiving = !session.paused_by_user && !rests && !session.resting;
+            let receiving = !rests && !session.pauses.any();
             if receiving != session.receiving {
                 session.receiving = receiving;
                 if receiving {

@@ -21,6 +21,8 @@ pub(super) enum Timer {
     Deadline(ConnId),
     /// A graceful close waited long enough.
     Linger(ConnId),
+    /// A session may receive again.
+    Rate(ConnId),
     /// A timer of the user.
     User(TimerId),
     /// The handlers' background tick.
