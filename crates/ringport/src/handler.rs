@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use ringport_engine::{Buf, Chunk, ConnInfo};
 
+use crate::blocking::QueueFull;
 use crate::session::{CloseReason, CloseReport, Ending, Pauses, Phase, SendOutcome, Session};
 use crate::worker::{ConnectionId, Context, Facts, Parts, TimerId};
 
@@ -55,7 +56,7 @@ pub trait Handler: 'static {
     /// something that the peer answers. Any byte that it sends then is a sign of life.
     fn heartbeat(&mut self, conn: &mut Connection<'_, Self::State>) {}
 
-    /// Another thread sent a message.
+    /// Another thread sent a message, or a blocking job of this connection is done.
     fn message(&mut self, conn: &mut Connection<'_, Self::State>, message: Message) {}
 
     /// The connection is gone. Whatever is asked of it now is ignored.
@@ -209,6 +210,21 @@ impl<S> Connection<'_, S> {
     /// Cancels a timer. A timer that is gone is none: then nothing happens, and `false` says so.
     pub fn cancel_timer(&mut self, timer: TimerId) -> bool {
         self.context.cancel_timer(timer)
+    }
+
+    /// Runs `job`, which may block, on another thread, and hands its result to [`Handler::message`]: see
+    /// [`Context::spawn_blocking`].
+    ///
+    /// # Errors
+    ///
+    /// Hands the job back when too many wait already.
+    pub fn spawn_blocking<F, R>(&mut self, job: F) -> Result<(), QueueFull<F>>
+    where
+        F: FnOnce() -> R + Send + 'static,
+        R: Send + 'static,
+    {
+        let id = self.id();
+        self.context.spawn_blocking(id, job)
     }
 
     /// Addresses and the state of the kernel's send queue, by a system call.

@@ -14,6 +14,7 @@ use ringport_engine::{
 };
 
 use crate::address::Address;
+use crate::blocking::Blocking;
 use crate::error::{Error, Result};
 use crate::remote::Remote;
 use crate::session::{ConnectionOptions, Rate};
@@ -61,6 +62,7 @@ pub(crate) struct Plan {
     pub(crate) per_address_max: Option<usize>,
     pub(crate) accept_rate: Option<Rate>,
     pub(crate) memory_limit: u64,
+    pub(crate) blocking_threads: usize,
     pub(crate) tick: Option<Duration>,
     pub(crate) services: Vec<ServiceSpec>,
     pub(crate) until_idle: bool,
@@ -79,6 +81,7 @@ impl Plan {
             per_address_max: None,
             accept_rate: None,
             memory_limit: 1 << 30,
+            blocking_threads: 4,
             tick: None,
             services: Vec::new(),
             until_idle,
@@ -116,6 +119,8 @@ impl Plan {
     fn setups(&self, kind: EngineKind, mut sockets: Vec<Vec<Socket>>, handle: &ServerHandle) -> Vec<Setup> {
         let global_live = Arc::new(AtomicUsize::new(0));
         let gate = Gate::new(self.per_address_max, self.accept_rate);
+        // A simulation is one thread.
+        let blocking = self.config.network.is_none().then(|| Blocking::new(self.blocking_threads));
         let budget = Budget::new(self.memory_limit, self.workers);
         // A service with one socket is listened on by the first worker alone.
         let single: Vec<bool> = sockets.iter().map(|sockets| self.workers > 1 && sockets.len() == 1).collect();
@@ -156,6 +161,7 @@ impl Plan {
                     counters: Arc::clone(&handle.counters[number]),
                     global_live: Arc::clone(&global_live),
                     budget: Arc::clone(&budget),
+                    blocking: blocking.clone(),
                     share,
                     tick: self.tick,
                     until_idle: self.until_idle,

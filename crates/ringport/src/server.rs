@@ -147,6 +147,13 @@ impl Server {
         self
     }
 
+    /// Sets the most threads for what blocks, over all workers together: 4 by default. They are started when
+    /// [`Context::spawn_blocking`](crate::Context::spawn_blocking) needs them, and end when they are idle.
+    pub fn blocking_threads(mut self, threads: usize) -> Self {
+        self.plan.blocking_threads = threads;
+        self
+    }
+
     /// Calls [`Handler::tick`] on every worker at this interval. Off by default.
     pub fn tick(mut self, interval: Duration) -> Self {
         self.plan.tick = Some(interval);

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
@@ -12,7 +13,9 @@ use super::account::Account;
 use super::counters::{Counters, Totals};
 use super::service::Later;
 use super::timers::{Due, Timer, TimerId, Timers};
-use crate::remote::Remote;
+use crate::blocking::{Blocking, JobPanicked, QueueFull};
+use crate::handler::Message;
+use crate::remote::{Letter, Remote};
 use crate::session::{
     Bucket, CloseReason, ConnectionOptions, Ending, Pauses, Phase, Rare, Rate, Refusal, SendOutcome, Session,
 };
@@ -72,6 +75,10 @@ pub struct Context {
     pub(super) clock: u32,
     pub(super) remote: Remote,
     pub(super) stopping: bool,
+    /// Threads for what blocks; `None` in a simulation, where everything happens on one.
+    pub(super) blocking: Option<Arc<Blocking>>,
+    /// Results of such work, in a simulation.
+    pub(super) done: VecDeque<(ConnectionId, Message)>,
 }
 
 /// A session and what it needs to send.
@@ -131,6 +138,29 @@ impl Context {
             Some((session, options, account)) => session.send(data, options, account),
             None => SendOutcome::Refused { data, why: Refusal::Closing },
         }
+    }
+
+    /// Runs `job`, which may block, on a thread made for that, and hands its result to
+    /// [`Handler::message`](crate::Handler::message) of `to`, a connection of this worker. If it is gone by then, the result
+    /// is dropped. If the job panics, the message is a [`JobPanicked`].
+    ///
+    /// The server has a few such threads ([`Server::blocking_threads`](crate::Server::blocking_threads)), and 1,024 jobs may
+    /// wait for one. In a simulation the job runs at once, so that every run is the same.
+    ///
+    /// # Errors
+    ///
+    /// Hands the job back when too many wait already.
+    pub fn spawn_blocking<F, R>(&mut self, to: ConnectionId, job: F) -> Result<(), QueueFull<F>>
+    where
+        F: FnOnce() -> R + Send + 'static,
+        R: Send + 'static,
+    {
+        let Some(blocking) = &self.blocking else {
+            self.done.push_back((to, outcome(job)));
+            return Ok(());
+        };
+        let mailbox = Arc::clone(&self.remote.mailboxes[self.number()]);
+        blocking.spawn(job, |job| Box::new(move || mailbox.push_patiently(Letter::Message(to.conn, outcome(job)))))
     }
 
     /// Closes another connection of this worker in order. `false` if there is none.
@@ -331,6 +361,14 @@ impl Context {
         self.totals.dropped_messages = self.account.dropped_messages;
         self.totals.dropped_bytes = self.account.dropped_bytes;
         self.counters.publish(&self.totals);
+    }
+}
+
+/// What a job returns, or that it panicked.
+fn outcome<R: Send + 'static>(job: impl FnOnce() -> R) -> Message {
+    match catch_unwind(AssertUnwindSafe(job)) {
+        Ok(result) => Box::new(result),
+        Err(_) => Box::new(JobPanicked),
     }
 }
 

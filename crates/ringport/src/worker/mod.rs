@@ -46,6 +46,7 @@ pub(crate) use wheel::TimerKey;
 
 pub(crate) use self::accept::Share;
 use self::drain::Drain;
+use crate::blocking::Blocking;
 use crate::remote::{Letter, Remote};
 use crate::session::{CloseReason, ConnectionOptions, Ending, Pauses, Phase};
 
@@ -86,6 +87,7 @@ pub(crate) struct WorkerSetup {
     pub(crate) counters: Arc<Counters>,
     pub(crate) global_live: Arc<AtomicUsize>,
     pub(crate) budget: Arc<Budget>,
+    pub(crate) blocking: Option<Arc<Blocking>>,
     pub(crate) share: Share,
     pub(crate) tick: Option<Duration>,
     pub(crate) until_idle: bool,
@@ -124,6 +126,8 @@ impl<E: Engine> Worker<E> {
             clock: 0,
             remote: setup.remote,
             stopping: false,
+            blocking: setup.blocking,
+            done: VecDeque::new(),
         };
         Ok(Self {
             engine,
@@ -145,7 +149,8 @@ impl<E: Engine> Worker<E> {
     ///
     /// Only what ends the worker: the engine cannot go on.
     pub(crate) fn turn(&mut self, deadline: Option<Instant>) -> io::Result<()> {
-        let busy = !self.context.dirty.is_empty() || !self.context.later.is_empty();
+        let context = &self.context;
+        let busy = !context.dirty.is_empty() || !context.later.is_empty() || !context.done.is_empty();
         if busy || !self.mailbox.prepare_sleep() {
             self.engine.wait(Some(self.context.now))?;
         } else {
@@ -192,6 +197,12 @@ impl<E: Engine> Worker<E> {
         {
             *letters -= 1;
             self.letter(letter);
+        }
+        for _ in 0..self.context.done.len() {
+            let Some((to, message)) = self.context.done.pop_front() else { break };
+            if to.worker() == self.context.number() {
+                self.call(to.conn, Happening::Message(message));
+            }
         }
         while let Some(timer) = self.context.timers.next_expired() {
             self.timer(timer);
