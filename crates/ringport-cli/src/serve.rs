@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::process::ExitCode;
 
-use ringport::{ConnectionOptions, Error, ListenOptions, OverLimit, Running, Server, ServerHandle, Spread};
+use ringport::{ConnectionOptions, Error, ListenOptions, OverLimit, Rate, Running, Server, ServerHandle, Spread};
 
 use crate::Failure;
 use crate::args::{OverLimitName, Serve, ServiceName, SpreadName};
@@ -31,17 +31,27 @@ fn server(options: Serve) -> Server {
     let limit = options.send_limit;
     let high_mark = HIGH_MARK.min(limit / 2);
     let over_limit = match options.over_limit {
-        OverLimitName::Refuse => OverLimit::Refuse,
         OverLimitName::Disconnect => OverLimit::Disconnect,
+        OverLimitName::Wait => OverLimit::Wait,
+        OverLimitName::Refuse => OverLimit::Refuse,
+        OverLimitName::DropOldest => OverLimit::DropOldest,
+        OverLimitName::DropNewest => OverLimit::DropNewest,
     };
     let connections = ConnectionOptions::default()
         .send_limit(limit, over_limit)
         .marks(high_mark / 4, high_mark)
-        .idle_timeout(options.idle_timeout.0);
+        .idle_timeout(options.idle_timeout.0)
+        .read_timeout(options.read_timeout.0)
+        .write_timeout(options.write_timeout.0)
+        .lifetime(options.lifetime.0)
+        .receive_rate_max(rate(options.receive_rate));
     let server = Server::new()
         .workers(options.workers)
         .engine(options.engine.kind())
         .max_connections(options.max_connections)
+        .max_connections_per_address((options.max_per_address > 0).then_some(options.max_per_address))
+        .accept_rate(rate(options.accept_rate))
+        .memory_limit(options.memory_limit)
         .pin(options.pin)
         .spread(match options.spread {
             SpreadName::ReusePort => Spread::ReusePort,
@@ -58,6 +68,11 @@ fn server(options: Serve) -> Server {
             }
         }
     })
+}
+
+/// So many a second, and as many at once; none if that is 0.
+fn rate(per_second: u64) -> Option<Rate> {
+    (per_second > 0).then(|| Rate::new(per_second, per_second))
 }
 
 /// One line for each listener, which a script may wait for.
@@ -77,7 +92,12 @@ fn report(handle: &ServerHandle) {
         accepted = stats.accepted,
         closed = stats.closed,
         refused = stats.refused,
+        refused_by_address = stats.refused_by_address,
+        refused_by_rate = stats.refused_by_rate,
+        throttled = stats.throttled,
         accepts_failed = stats.accepts_failed,
+        dropped_messages = stats.dropped_messages,
+        dropped_bytes = stats.dropped_bytes,
         received_bytes = stats.received_bytes,
         sent_bytes = stats.sent_bytes,
         events = stats.events,

@@ -93,6 +93,21 @@ impl Client {
         self
     }
 
+    /// Sets the most bytes that may be queued, kept as partial frames or held as copies of received bytes, over all workers
+    /// together: 1 GiB by default. Beyond it a send meets the [`OverLimit`](crate::OverLimit) policy of its connection, and
+    /// connections that receive rest. The buffer pools, fixed memory of every worker, come on top.
+    pub fn memory_limit(mut self, bytes: u64) -> Self {
+        self.plan.memory_limit = bytes;
+        self
+    }
+
+    /// Sets the most threads for what blocks, over all workers together: 4 by default. They are started when
+    /// [`Context::spawn_blocking`](crate::Context::spawn_blocking) needs them, and end when they are idle.
+    pub fn blocking_threads(mut self, threads: usize) -> Self {
+        self.plan.blocking_threads = threads;
+        self
+    }
+
     /// Calls [`Handler::tick`] on every worker at this interval. Off by default.
     pub fn tick(mut self, interval: Duration) -> Self {
         self.plan.tick = Some(interval);

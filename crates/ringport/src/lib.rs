@@ -25,6 +25,7 @@
 #![forbid(unsafe_code)]
 
 mod address;
+mod blocking;
 mod client;
 mod error;
 mod handler;
@@ -36,6 +37,7 @@ mod simulation;
 mod worker;
 
 pub use address::{Address, IntoAddress};
+pub use blocking::{JobPanicked, QueueFull};
 pub use bytes::Bytes;
 pub use client::Client;
 pub use error::{Error, Result, is_transient};
@@ -48,6 +50,8 @@ pub use ringport_engine::{
     Selection, SocketOptions,
 };
 pub use server::Server;
-pub use session::{CloseReason, CloseReport, ConnectionOptions, OverLimit, Refusal, SendOutcome};
+pub use session::{
+    CloseReason, CloseReport, ConnectionOptions, Heartbeat, MinimumRate, OverLimit, Rate, Refusal, SendOutcome,
+};
 pub use simulation::{Faults, Personality, Simulation};
 pub use worker::{ConnectionId, Context, TimerId, WorkerStats};

@@ -14,10 +14,11 @@ use ringport_engine::{
 };
 
 use crate::address::Address;
+use crate::blocking::Blocking;
 use crate::error::{Error, Result};
 use crate::remote::Remote;
-use crate::session::ConnectionOptions;
-use crate::worker::{Counters, Factory, Share, Worker, WorkerSetup, WorkerStats};
+use crate::session::{ConnectionOptions, Rate};
+use crate::worker::{Budget, Counters, Factory, Gate, Share, Worker, WorkerSetup, WorkerStats};
 
 /// Most workers: one a core is the rule, and no machine that this runs on has more.
 pub(crate) const WORKERS_MAX: usize = 1024;
@@ -58,6 +59,10 @@ pub(crate) struct Plan {
     pub(crate) pin: bool,
     pub(crate) spread: Spread,
     pub(crate) max_connections: usize,
+    pub(crate) per_address_max: Option<usize>,
+    pub(crate) accept_rate: Option<Rate>,
+    pub(crate) memory_limit: u64,
+    pub(crate) blocking_threads: usize,
     pub(crate) tick: Option<Duration>,
     /// Time to drain when the process is asked to end.
     pub(crate) stop_on_signals: Option<Duration>,
@@ -75,6 +80,10 @@ impl Plan {
             pin: false,
             spread: Spread::default(),
             max_connections: 1_000_000,
+            per_address_max: None,
+            accept_rate: None,
+            memory_limit: 1 << 30,
+            blocking_threads: 4,
             tick: None,
             stop_on_signals: None,
             services: Vec::new(),
@@ -112,6 +121,10 @@ impl Plan {
     /// One setup for each worker; each takes its share of the sockets and of the connections to make.
     fn setups(&self, kind: EngineKind, mut sockets: Vec<Vec<Socket>>, handle: &ServerHandle) -> Vec<Setup> {
         let global_live = Arc::new(AtomicUsize::new(0));
+        let gate = Gate::new(self.per_address_max, self.accept_rate);
+        // A simulation is one thread.
+        let blocking = self.config.network.is_none().then(|| Blocking::new(self.blocking_threads));
+        let budget = Budget::new(self.memory_limit, self.workers);
         // A service with one socket is listened on by the first worker alone.
         let single: Vec<bool> = sockets.iter().map(|sockets| self.workers > 1 && sockets.len() == 1).collect();
         let hand_over = single.contains(&true);
@@ -129,11 +142,10 @@ impl Plan {
                     }
                 }
             }
-            let share = if hand_over {
-                Share::least_loaded(self.max_connections, Arc::clone(&handle.counters), &handle.remote)
-            } else {
-                Share::none(self.max_connections)
-            };
+            let mut share = Share::none(self.max_connections, Arc::clone(&gate));
+            if hand_over {
+                share = share.least_loaded(Arc::clone(&handle.counters), &handle.remote);
+            }
             Setup {
                 kind,
                 config: self.config.clone(),
@@ -151,6 +163,8 @@ impl Plan {
                     remote: handle.remote.clone(),
                     counters: Arc::clone(&handle.counters[number]),
                     global_live: Arc::clone(&global_live),
+                    budget: Arc::clone(&budget),
+                    blocking: blocking.clone(),
                     share,
                     tick: self.tick,
                     stop_on_signals: self.stop_on_signals.filter(|_| number == 0),

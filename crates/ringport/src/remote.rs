@@ -9,7 +9,7 @@ use bytes::Bytes;
 use ringport_engine::{ConnId, Socket};
 
 use crate::handler::Message;
-use crate::worker::{ConnectionId, Mailbox};
+use crate::worker::{ConnectionId, Mailbox, Permit};
 
 /// Messages that fit into a worker's mailbox. Beyond, senders get theirs back.
 const MAILBOX_CAPACITY: usize = 4096;
@@ -35,7 +35,7 @@ pub(crate) enum Letter {
     Close(ConnId),
     Abort(ConnId),
     /// A connection that another worker accepted, for the service with this number.
-    Adopt(Socket, u32),
+    Adopt(Socket, u32, Option<Permit>),
 }
 
 /// The mailbox was full or its worker gone. The message is handed back.

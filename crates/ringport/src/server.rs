@@ -8,7 +8,7 @@ use crate::address::IntoAddress;
 use crate::error::{Error, Result};
 use crate::handler::Handler;
 use crate::plan::{Plan, Role, Running, ServiceSpec, Spread};
-use crate::session::ConnectionOptions;
+use crate::session::{ConnectionOptions, Rate};
 use crate::worker::factory;
 
 /// Builds and runs a server.
@@ -122,6 +122,35 @@ impl Server {
     /// Sets the most connections at once; one more is accepted and closed, and counted as refused. 1,000,000 by default.
     pub fn max_connections(mut self, connections: usize) -> Self {
         self.plan.max_connections = connections;
+        self
+    }
+
+    /// Sets the most connections from one IP address at once; one more is accepted and closed, and counted as refused. Off
+    /// by default. IPv6 addresses count by their first 64 bits, of which one peer usually has all. Unix sockets have none.
+    pub fn max_connections_per_address(mut self, connections: Option<usize>) -> Self {
+        self.plan.per_address_max = connections;
+        self
+    }
+
+    /// Sets how many connections may come a second and at once, over all workers and listeners; one more is accepted and
+    /// closed, and counted as refused. Off by default.
+    pub fn accept_rate(mut self, rate: Option<Rate>) -> Self {
+        self.plan.accept_rate = rate;
+        self
+    }
+
+    /// Sets the most bytes that may be queued, kept as partial frames or held as copies of received bytes, over all workers
+    /// together: 1 GiB by default. Beyond it a send meets the [`OverLimit`](crate::OverLimit) policy of its connection, and
+    /// connections that receive rest. The buffer pools, fixed memory of every worker, come on top.
+    pub fn memory_limit(mut self, bytes: u64) -> Self {
+        self.plan.memory_limit = bytes;
+        self
+    }
+
+    /// Sets the most threads for what blocks, over all workers together: 4 by default. They are started when
+    /// [`Context::spawn_blocking`](crate::Context::spawn_blocking) needs them, and end when they are idle.
+    pub fn blocking_threads(mut self, threads: usize) -> Self {
+        self.plan.blocking_threads = threads;
         self
     }
 

@@ -6,15 +6,17 @@
 //! 2. each event to its session's handler, and what the handler asked for to the engine right after (`event`, `settle`),
 //! 3. messages from other threads (`letters`),
 //! 4. timers (`timer`),
-//! 5. sessions that a callback of another session touched, and those that may write again.
+//! 5. sessions that a callback of another session touched, then those that are to hear of their queue (`Later`).
 //!
 //! A panic in a callback is caught around the whole turn, so that it costs nothing a message; the session whose
 //! callback it was is aborted and the turn goes on where it stopped.
 
 mod accept;
+mod account;
 mod context;
 mod counters;
 mod drain;
+mod gate;
 mod mailbox;
 mod service;
 mod settle;
@@ -28,10 +30,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-pub(crate) use context::Facts;
+pub(crate) use account::{Account, Budget};
 pub use context::{ConnectionId, Context};
+pub(crate) use context::{Facts, Parts};
 pub(crate) use counters::Counters;
 pub use counters::WorkerStats;
+pub(crate) use gate::{Gate, Permit};
 pub(crate) use mailbox::Mailbox;
 use ringport_engine::engine::{asked_to_end, ring_when_asked_to_end};
 use ringport_engine::{Buf, ConnId, Engine, EngineConfig, Event, ListenerId, Pool, PoolConfig};
@@ -43,8 +47,9 @@ pub(crate) use wheel::TimerKey;
 
 pub(crate) use self::accept::Share;
 use self::drain::Drain;
+use crate::blocking::Blocking;
 use crate::remote::{Letter, Remote};
-use crate::session::{CloseReason, ConnectionOptions, Ending, Phase};
+use crate::session::{CloseReason, ConnectionOptions, Ending, Pauses, Phase};
 
 /// One thread's share of a server or client.
 pub(crate) struct Worker<E: Engine> {
@@ -74,6 +79,9 @@ struct Listening {
 /// Messages taken out of the mailbox in one turn. The rest waits for the next, so that I/O goes on.
 const LETTERS_PER_TURN: usize = 1024;
 
+/// How long connections rest at least when the server is above its memory limit.
+const MEMORY_PAUSE: Duration = Duration::from_millis(10);
+
 /// What a worker is made of, apart from its engine.
 pub(crate) struct WorkerSetup {
     pub(crate) number: u16,
@@ -81,6 +89,8 @@ pub(crate) struct WorkerSetup {
     pub(crate) remote: Remote,
     pub(crate) counters: Arc<Counters>,
     pub(crate) global_live: Arc<AtomicUsize>,
+    pub(crate) budget: Arc<Budget>,
+    pub(crate) blocking: Option<Arc<Blocking>>,
     pub(crate) share: Share,
     pub(crate) tick: Option<Duration>,
     pub(crate) stop_on_signals: Option<Duration>,
@@ -112,8 +122,10 @@ impl<E: Engine> Worker<E> {
             pool,
             timers,
             dirty: Vec::new(),
-            writable: VecDeque::new(),
+            later: VecDeque::new(),
             totals: WorkerStats::default(),
+            account: Account::new(setup.budget),
+            resting: Vec::new(),
             counters: setup.counters,
             global_live: setup.global_live,
             started: now,
@@ -121,6 +133,8 @@ impl<E: Engine> Worker<E> {
             clock: 0,
             remote: setup.remote,
             stopping: false,
+            blocking: setup.blocking,
+            done: VecDeque::new(),
         };
         Ok(Self {
             engine,
@@ -143,7 +157,8 @@ impl<E: Engine> Worker<E> {
     ///
     /// Only what ends the worker: the engine cannot go on.
     pub(crate) fn turn(&mut self, deadline: Option<Instant>) -> io::Result<()> {
-        let busy = !self.context.dirty.is_empty() || !self.context.writable.is_empty();
+        let context = &self.context;
+        let busy = !context.dirty.is_empty() || !context.later.is_empty() || !context.done.is_empty();
         if busy || !self.mailbox.prepare_sleep() {
             self.engine.wait(Some(self.context.now))?;
         } else {
@@ -191,6 +206,12 @@ impl<E: Engine> Worker<E> {
             *letters -= 1;
             self.letter(letter);
         }
+        for _ in 0..self.context.done.len() {
+            let Some((to, message)) = self.context.done.pop_front() else { break };
+            if to.worker() == self.context.number() {
+                self.call(to.conn, Happening::Message(message));
+            }
+        }
         while let Some(timer) = self.context.timers.next_expired() {
             self.timer(timer);
         }
@@ -200,10 +221,10 @@ impl<E: Engine> Worker<E> {
                 self.settle(conn);
             }
         }
-        // Those that become writable meanwhile have their turn in the next one, since a handler may fill the queue at once again.
-        for _ in 0..self.context.writable.len() {
-            let Some(conn) = self.context.writable.pop_front() else { return };
-            self.call(conn, Happening::Writable);
+        // What is added meanwhile has its turn in the next one, since a handler may fill its queue at once again.
+        for _ in 0..self.context.later.len() {
+            let Some((conn, later)) = self.context.later.pop_front() else { return };
+            self.call(conn, later.into());
         }
     }
 
@@ -252,8 +273,16 @@ impl<E: Engine> Worker<E> {
         if session.phase != Phase::Open {
             return; // Closing: what still comes is discarded, as the graceful close promises.
         }
-        session.active_at = clock;
-        let (service, state) = (session.service as usize, session.state);
+        session.received_at = clock;
+        let (service, state, metered) = (session.service as usize, session.state, session.metered);
+        let received = buf.len() as u64;
+        let buf = if session.keeps { context.join_kept(conn, buf) } else { buf };
+        if metered {
+            context.count_bytes(conn, received);
+        }
+        if context.account.is_over() {
+            context.rest(conn);
+        }
         self.current = Some(conn);
         self.services[service].data(Call { context, facts: &self.engine, conn, state }, buf);
         self.current = None;
@@ -268,7 +297,8 @@ impl<E: Engine> Worker<E> {
         let Some(session) = context.find(conn) else { return };
         session.handed += bytes as u64;
         session.sending = !idle;
-        session.active_at = clock;
+        session.sent_at = clock;
+        context.account.release(bytes as u64);
         self.settle(conn);
     }
 
@@ -279,14 +309,14 @@ impl<E: Engine> Worker<E> {
         self.opened(conn);
     }
 
-    /// The first callback of a session, and its idle timer.
+    /// The first callback of a session, and its deadlines.
     fn opened(&mut self, conn: ConnId) {
-        let Some(session) = self.context.find(conn) else { return };
+        let context = &mut self.context;
+        let Some(session) = context.sessions.get_mut(conn.slot()).and_then(Option::as_mut) else { return };
         session.opened = true;
-        let service = session.service as usize;
-        if let Some(timeout) = self.context.options[service].idle_timeout {
-            self.context.set_session_timer(conn, self.context.now + timeout, Timer::Idle(conn));
-        }
+        session.begin(&context.options[session.service as usize], context.clock);
+        context.cancel_session_timer(conn);
+        self.deadline(conn);
         self.call(conn, Happening::Open);
     }
 
@@ -343,16 +373,16 @@ impl<E: Engine> Worker<E> {
             Letter::Abort(conn) => {
                 self.context.end(self.context.id_of(conn), Ending::Abort);
             }
-            Letter::Adopt(socket, service) => {
+            Letter::Adopt(socket, service, permit) => {
                 self.context.totals.taken_over += 1;
-                self.adopt(socket, service);
+                self.adopt(socket, service, permit);
             }
         }
     }
 
     fn timer(&mut self, timer: Timer) {
         match timer {
-            Timer::Idle(conn) => self.idle(conn),
+            Timer::Deadline(conn) => self.deadline(conn),
             Timer::Linger(conn) => self.lingered(conn),
             Timer::User(id) => {
                 if let Some(due) = self.context.timers.due(id, self.context.now) {
@@ -361,29 +391,29 @@ impl<E: Engine> Worker<E> {
             }
             Timer::Tick => self.run_tick(),
             Timer::Drain => self.drain_step(),
+            Timer::Rate(conn) => {
+                if let Some(session) = self.context.find(conn) {
+                    session.pauses.remove(Pauses::RATE);
+                    self.settle(conn);
+                }
+            }
+            Timer::Memory => self.look_at_memory(),
         }
     }
 
-    /// The idle time since the timer was set may have been interrupted: refreshing costs a store, not a timer.
-    fn idle(&mut self, conn: ConnId) {
-        let (clock, now) = (self.context.clock, self.context.now);
-        let Some(session) = self.context.find(conn) else { return };
-        session.timer = None;
-        if session.phase != Phase::Open {
+    /// Lets those that rest for want of memory read again, if there is some; otherwise looks again soon, since it may be
+    /// other workers that free it.
+    fn look_at_memory(&mut self) {
+        if self.context.account.is_still_over() {
+            self.context.timers.insert(self.context.now + MEMORY_PAUSE, Timer::Memory);
             return;
         }
-        let (service, quiet) = (session.service as usize, clock.wrapping_sub(session.active_at));
-        let Some(timeout) = self.context.options[service].idle_timeout else { return };
-        let quiet = Duration::from_millis(quiet.into());
-        if quiet < timeout {
-            self.context.set_session_timer(conn, now + (timeout - quiet), Timer::Idle(conn));
-            return;
+        for conn in std::mem::take(&mut self.context.resting) {
+            if let Some(session) = self.context.find(conn) {
+                session.pauses.remove(Pauses::MEMORY);
+                self.settle(conn);
+            }
         }
-        if let Some(session) = self.context.find(conn) {
-            let how = if session.queued() == 0 { Ending::Plain } else { Ending::Abort };
-            session.end(how, CloseReason::Idle);
-        }
-        self.settle(conn);
     }
 
     fn run_tick(&mut self) {
@@ -402,6 +432,11 @@ impl<E: Engine> Worker<E> {
         totals.calls = engine.calls;
         totals.starved = engine.starved;
         totals.copies = self.context.pool.copies();
+        if totals.copies > 0 {
+            self.context.account.set_copies(self.context.pool.copied_out_bytes());
+        }
+        let totals = &mut self.context.totals;
+        totals.charged_bytes = self.context.account.used();
         self.context.publish();
     }
 

@@ -2,11 +2,15 @@
 //!
 //! Each test is written once, against a [`Stage`](stage::Stage), and `stages!` runs it on all of them.
 
+mod blocking;
 mod closing;
+mod deadlines;
 mod finish;
 mod flow;
+mod framing;
 mod ledger;
 mod limits;
+mod pressure;
 mod real;
 mod remote;
 mod shutdown;

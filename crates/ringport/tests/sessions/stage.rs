@@ -1,11 +1,12 @@
 //! The stage: a server and a client with handlers of the test's, on a real engine or in a simulation.
 
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use ringport::{
-    Address, Buf, Client, CloseReason, Connection, EngineConfig, EngineKind, Faults, Handler, Selection, Server,
-    Simulation,
+    Address, Buf, Client, CloseReason, CloseReport, Connection, EngineConfig, EngineKind, Faults, Handler,
+    ListenOptions, Selection, Server, Simulation, SocketOptions,
 };
 
 /// Real time after which a test has failed.
@@ -164,6 +165,8 @@ pub(crate) struct Closed {
     pub(crate) unacked: Option<u64>,
     pub(crate) received: u64,
     pub(crate) failed: bool,
+    pub(crate) dropped_messages: u64,
+    pub(crate) dropped_bytes: u64,
 }
 
 /// Shared by the test and its handlers.
@@ -179,6 +182,19 @@ impl Log {
     pub(crate) fn all_closed(&self, count: usize) -> bool {
         let seen = self.see();
         seen.closed.len() == count
+    }
+
+    pub(crate) fn note_close(&self, report: &CloseReport) {
+        self.see().closed.push(Closed {
+            reason: report.reason,
+            accepted: report.accepted,
+            handed: report.handed_to_kernel,
+            unacked: report.unacked,
+            received: report.received,
+            failed: report.error.is_some(),
+            dropped_messages: report.dropped_messages,
+            dropped_bytes: report.dropped_bytes,
+        });
     }
 
     pub(crate) fn reasons(&self) -> Vec<CloseReason> {
@@ -200,7 +216,10 @@ pub(crate) enum What<'a> {
     Open,
     Data(&'a mut Option<Buf>),
     PeerClosed,
+    Full,
     Writable,
+    Flushed(u64),
+    Heartbeat,
     Timer(u64),
     Message(ringport::Message),
     Close,
@@ -218,6 +237,8 @@ pub(crate) struct Player {
 pub(crate) struct PlayerState {
     pub(crate) open: bool,
     pub(crate) closed: bool,
+    /// Told that it is full, and not yet that it is writable again.
+    full: bool,
     /// Bytes received on this connection.
     pub(crate) received: usize,
     /// For the test.
@@ -289,8 +310,20 @@ impl Handler for Player {
         (self.act)(conn, What::PeerClosed);
     }
 
+    fn full(&mut self, conn: &mut Connection<'_, PlayerState>) {
+        self.check(conn.state.open && !conn.state.closed, "full outside of open and close");
+        self.check(!std::mem::replace(&mut conn.state.full, true), "full twice without writable");
+        (self.act)(conn, What::Full);
+    }
+
+    fn flushed(&mut self, conn: &mut Connection<'_, PlayerState>, token: u64) {
+        self.check(conn.state.open && !conn.state.closed, "flushed outside of open and close");
+        (self.act)(conn, What::Flushed(token));
+    }
+
     fn writable(&mut self, conn: &mut Connection<'_, PlayerState>) {
         self.check(conn.state.open && !conn.state.closed, "writable outside of open and close");
+        conn.state.full = false;
         (self.act)(conn, What::Writable);
     }
 
@@ -299,22 +332,20 @@ impl Handler for Player {
         (self.act)(conn, What::Timer(token));
     }
 
+    fn heartbeat(&mut self, conn: &mut Connection<'_, PlayerState>) {
+        self.check(conn.state.open && !conn.state.closed, "heartbeat outside of open and close");
+        (self.act)(conn, What::Heartbeat);
+    }
+
     fn message(&mut self, conn: &mut Connection<'_, PlayerState>, message: ringport::Message) {
         self.check(conn.state.open && !conn.state.closed, "message outside of open and close");
         (self.act)(conn, What::Message(message));
     }
 
-    fn close(&mut self, conn: &mut Connection<'_, PlayerState>, report: &ringport::CloseReport) {
+    fn close(&mut self, conn: &mut Connection<'_, PlayerState>, report: &CloseReport) {
         self.check(conn.state.open && !conn.state.closed, "closed twice or never opened");
         conn.state.closed = true;
-        self.log.see().closed.push(Closed {
-            reason: report.reason,
-            accepted: report.accepted,
-            handed: report.handed_to_kernel,
-            unacked: report.unacked,
-            received: report.received,
-            failed: report.error.is_some(),
-        });
+        self.log.note_close(report);
         (self.act)(conn, What::Close);
     }
 
@@ -323,6 +354,44 @@ impl Handler for Player {
         seen.connect_failed += 1;
         seen.notes.push(error.to_string());
     }
+}
+
+/// Runs a test on each real engine that works here.
+pub(crate) fn each_engine(test: impl Fn(EngineKind)) {
+    for kind in [EngineKind::Uring, EngineKind::Epoll, EngineKind::Kqueue] {
+        if Stage::real(kind).is_some() {
+            test(kind);
+        }
+    }
+}
+
+/// A listener whose queue is full, with what fills it: whoever connects waits in vain.
+pub(crate) fn full_backlog() -> (impl Sized, SocketAddr) {
+    let mut options = ListenOptions::default();
+    options.backlog = 1;
+    let any = ringport_engine::socket::ip(SocketAddr::from(([127, 0, 0, 1], 0)));
+    let listener = ringport_engine::Socket::listen(&any, &options, None).expect("listens");
+    let to = listener.local_addr().expect("is bound").as_socket().expect("an IP address");
+    let mut waiting = Vec::new();
+    while let Ok(stream) = std::net::TcpStream::connect_timeout(&to, Duration::from_millis(200)) {
+        waiting.push(stream);
+        assert!(waiting.len() < 100, "the queue of one is never full");
+    }
+    ((listener, waiting), to)
+}
+
+/// Options of the connections of a listener whose kernel buffers are small, so that a reader that stalls is soon noticed.
+pub(crate) fn small_buffers() -> SocketOptions {
+    let mut options = SocketOptions::default();
+    (options.send_buffer, options.receive_buffer) = (Some(32 << 10), Some(32 << 10));
+    options
+}
+
+/// The same for a listener.
+pub(crate) fn listen_with_small_buffers() -> ListenOptions {
+    let mut options = ListenOptions::default();
+    options.socket = small_buffers();
+    options
 }
 
 /// Bytes in which every position can be told from its neighbours.
