@@ -197,7 +197,7 @@ pub const REUSE_PORT_SPREADS: bool = platform::REUSE_PORT_SPREADS;
 /// Whether somebody listens on a Unix socket file: `None` if there is no such socket, or it cannot be told.
 #[must_use]
 pub fn is_listening(address: &SockAddr) -> Option<bool> {
-    if !platform::is_socket_file(address.as_pathname()?) {
+    if !platform::is_socket_file(address) {
         return None; // connect(2) answers "refused" for an ordinary file, too.
     }
     let socket = socket2::Socket::new(Domain::from(i32::from(address.family())), Type::STREAM, None).ok()?;

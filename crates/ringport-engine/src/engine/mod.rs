@@ -12,17 +12,23 @@
 //!
 //! `cfg` on the operating system stands here, in `platform.rs` and in Cargo.toml, and nowhere else.
 
+#[cfg(windows)]
+mod acceptor;
 mod backoff;
 pub mod contract;
 #[cfg(unix)]
 mod direct;
 pub(crate) mod platform;
+#[cfg(windows)]
+mod port;
 #[cfg(unix)]
 pub mod readiness;
 mod select;
 pub mod sim;
 #[cfg(target_os = "linux")]
 pub mod uring;
+#[cfg(windows)]
+pub(crate) mod winsock;
 
 pub use platform::{UseEngine, pin_to_core, with_engine};
 pub use select::{Candidate, EngineKind, Selection, SelectionError};

@@ -60,25 +60,48 @@ pub fn pin_to_core(index: usize) -> io::Result<()> {
     let answer = unsafe { libc::sched_setaffinity(0, size, &raw const one) };
     if answer == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
+/// Binds the calling thread to one of the cores that the process may run on: the `index`-th, counted round, among the
+/// first 64 (those of the thread's processor group, see SetThreadAffinityMask).
+///
+/// # Errors
+///
+/// What SetThreadAffinityMask answers.
+#[cfg(windows)]
+pub fn pin_to_core(index: usize) -> io::Result<()> {
+    use windows_sys::Win32::System::Threading::{
+        GetCurrentProcess, GetCurrentThread, GetProcessAffinityMask, SetThreadAffinityMask,
+    };
+    let (mut allowed, mut system) = (0_usize, 0_usize);
+    // SAFETY: both masks are writable; the handle stands for this process and needs no closing.
+    if unsafe { GetProcessAffinityMask(GetCurrentProcess(), &raw mut allowed, &raw mut system) } == 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let cores: Vec<u32> = (0..usize::BITS).filter(|core| allowed >> core & 1 == 1).collect();
+    let Some(&core) = cores.get(index % cores.len().max(1)) else { return Err(io::ErrorKind::NotFound.into()) };
+    // SAFETY: the handle stands for this thread and needs no closing.
+    let before = unsafe { SetThreadAffinityMask(GetCurrentThread(), 1 << core) };
+    if before == 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
 /// Binding to a core is not offered here.
 ///
 /// # Errors
 ///
 /// Always `Unsupported`.
-#[cfg(not(target_os = "linux"))]
+#[cfg(not(any(target_os = "linux", windows)))]
 pub fn pin_to_core(_: usize) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
 }
 
-/// Whether `path` is a Unix socket.
+/// Whether the path of `address` is a Unix socket.
 #[cfg(unix)]
-pub(crate) fn is_socket_file(path: &std::path::Path) -> bool {
+pub(crate) fn is_socket_file(address: &socket2::SockAddr) -> bool {
     use std::os::unix::fs::FileTypeExt;
-    std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket())
+    let metadata = address.as_pathname().and_then(|path| std::fs::symlink_metadata(path).ok());
+    metadata.is_some_and(|metadata| metadata.file_type().is_socket())
 }
 /// It cannot be told here.
 #[cfg(windows)]
-pub(crate) fn is_socket_file(_: &std::path::Path) -> bool {
+pub(crate) fn is_socket_file(_: &socket2::SockAddr) -> bool {
     false
 }
 
@@ -225,10 +248,14 @@ pub(crate) fn share_address(socket: &socket2::Socket, reuse_port: bool) -> io::R
     socket.set_reuse_address(true)?;
     if reuse_port { socket.set_reuse_port(true) } else { Ok(()) }
 }
-/// On Windows `SO_REUSEADDR` would let two listeners share an address; the default there is what we want.
+/// On Windows `SO_REUSEADDR` would let two listeners share an address, and the default would let another program take it
+/// with that option. Nothing there spreads connections over several listeners.
 #[cfg(windows)]
-pub(crate) fn share_address(_: &socket2::Socket, reuse_port: bool) -> io::Result<()> {
-    if reuse_port { Err(io::ErrorKind::Unsupported.into()) } else { Ok(()) }
+pub(crate) fn share_address(socket: &socket2::Socket, reuse_port: bool) -> io::Result<()> {
+    if reuse_port {
+        return Err(io::ErrorKind::Unsupported.into());
+    }
+    super::winsock::use_address_exclusively(socket)
 }
 
 /// This platform's engines in the order of preference, each probed.
