@@ -183,6 +183,12 @@ pub fn unix(path: &Path) -> io::Result<SockAddr> {
     SockAddr::unix(path)
 }
 
+/// The file of a Unix socket's address. `None` for other addresses, for an unnamed socket, and on Windows.
+#[must_use]
+pub fn path(address: &SockAddr) -> Option<&Path> {
+    platform::socket_path(address)
+}
+
 fn stream_socket(address: &SockAddr) -> io::Result<(socket2::Socket, bool)> {
     let tcp = address.is_ipv4() || address.is_ipv6();
     let socket =
@@ -197,7 +203,7 @@ pub const REUSE_PORT_SPREADS: bool = platform::REUSE_PORT_SPREADS;
 /// Whether somebody listens on a Unix socket file: `None` if there is no such socket, or it cannot be told.
 #[must_use]
 pub fn is_listening(address: &SockAddr) -> Option<bool> {
-    if !platform::is_socket_file(address) {
+    if !platform::is_socket_file(path(address)?) {
         return None; // connect(2) answers "refused" for an ordinary file, too.
     }
     let socket = socket2::Socket::new(Domain::from(i32::from(address.family())), Type::STREAM, None).ok()?;

@@ -31,7 +31,7 @@ impl Address {
     pub(crate) fn from_system(address: &SockAddr) -> Self {
         match address.as_socket() {
             Some(address) => Self::Ip(address),
-            None => Self::Unix(address.as_pathname().map(PathBuf::from).unwrap_or_default()),
+            None => Self::Unix(socket::path(address).map(PathBuf::from).unwrap_or_default()),
         }
     }
 

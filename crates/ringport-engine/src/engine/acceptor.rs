@@ -98,23 +98,12 @@ impl Listener {
         self.backoff.expire(now)
     }
 
-    /// Posts, cancels or closes, whatever is due. `posts` counts the calls.
-    pub(crate) fn settle(
-        &mut self,
-        id: ListenerId,
-        port: &mut Port,
-        extensions: &Extensions,
-        now: Instant,
-        posts: &mut u64,
-    ) -> Settled {
+    /// Posts, cancels or closes, whatever is due.
+    pub(crate) fn settle(&mut self, id: ListenerId, port: &mut Port, extensions: &Extensions, now: Instant) -> Settled {
         let wanted = self.wanted && !self.closing;
         let Some(socket) = &self.socket else { return Settled::Quiet };
         if wanted && !self.cancelled {
-            return if self.backoff.until().is_some() {
-                Settled::Quiet
-            } else {
-                self.post(id, port, extensions, now, posts)
-            };
+            return if self.backoff.until().is_some() { Settled::Quiet } else { self.post(id, port, extensions, now) };
         }
         if self.posted > 0 {
             if !self.cancelled {
@@ -128,20 +117,12 @@ impl Listener {
         Settled::Quiet
     }
 
-    fn post(
-        &mut self,
-        id: ListenerId,
-        port: &mut Port,
-        extensions: &Extensions,
-        now: Instant,
-        posts: &mut u64,
-    ) -> Settled {
+    fn post(&mut self, id: ListenerId, port: &mut Port, extensions: &Extensions, now: Instant) -> Settled {
         // A refusal may be about one lost connection; but there is an end to trying again at once.
         for _ in 0..2 * POSTED {
             if self.posted == POSTED {
                 return Settled::Quiet;
             }
-            *posts += 1;
             match self.post_one(id, port, extensions) {
                 Ok(()) => self.posted += 1,
                 Err(error) if error.raw_os_error().is_some_and(winsock::is_lost_connection) => {}

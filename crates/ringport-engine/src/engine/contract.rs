@@ -253,6 +253,14 @@ pub struct EngineStats {
     pub accepts_failed: u64,
     /// Connections that changed their way of receiving (io_uring only).
     pub mode_changes: u64,
+    /// Among `calls`, those that take completions out of a port (Windows only, as the following ones).
+    pub dequeues: u64,
+    /// Among `calls`, those that start to wait for bytes of one connection.
+    pub posts: u64,
+    /// Among `calls`, those that receive.
+    pub receives: u64,
+    /// Among `calls`, those that send.
+    pub sends: u64,
 }
 
 /// How an engine is opened.
@@ -293,6 +301,8 @@ pub struct Features {
     pub defer_taskrun: bool,
     /// io_uring: no iowait accounting while idle (Linux 6.15).
     pub no_iowait: bool,
+    /// iocp: no packet for an operation that succeeds at once (where the provider of the socket allows it).
+    pub skip_on_success: bool,
 }
 
 impl Default for Features {
@@ -304,6 +314,7 @@ impl Default for Features {
             measured_receive: true,
             defer_taskrun: true,
             no_iowait: true,
+            skip_on_success: true,
         }
     }
 }

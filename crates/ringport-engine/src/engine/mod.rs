@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | `io_uring` | Linux 6.0 and later | [`uring`] |
 //! | `epoll`, `kqueue` | Linux, Android; macOS, BSD | [`readiness`] |
+//! | `iocp` | Windows | [`iocp`] |
 //! | `sim` | everywhere | [`sim`] |
 //!
 //! Every folder has the same files: `mod.rs` (the engine and its state), `accept.rs`, `connect.rs`, `receive.rs`,
@@ -18,6 +19,8 @@ mod backoff;
 pub mod contract;
 #[cfg(unix)]
 mod direct;
+#[cfg(windows)]
+pub mod iocp;
 pub(crate) mod platform;
 #[cfg(windows)]
 mod port;

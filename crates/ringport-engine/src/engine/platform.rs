@@ -30,6 +30,8 @@ pub fn with_engine<U: UseEngine>(kind: EngineKind, user: U) -> Result<U::Output,
         EngineKind::Epoll => Ok(user.run::<super::readiness::ReadinessEngine>()),
         #[cfg(all(unix, not(any(target_os = "linux", target_os = "android"))))]
         EngineKind::Kqueue => Ok(user.run::<super::readiness::ReadinessEngine>()),
+        #[cfg(windows)]
+        EngineKind::Iocp => Ok(user.run::<super::iocp::IocpEngine>()),
         EngineKind::Sim => Ok(user.run::<super::sim::SimEngine>()),
         kind => Err(SelectionError::Elsewhere { kind }),
     }
@@ -92,16 +94,26 @@ pub fn pin_to_core(_: usize) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
 }
 
-/// Whether the path of `address` is a Unix socket.
+/// The file of a Unix socket's address, if it has one.
 #[cfg(unix)]
-pub(crate) fn is_socket_file(address: &socket2::SockAddr) -> bool {
+pub(crate) fn socket_path(address: &socket2::SockAddr) -> Option<&std::path::Path> {
+    address.as_pathname()
+}
+/// No engine of this system serves Unix sockets.
+#[cfg(windows)]
+pub(crate) fn socket_path(_: &socket2::SockAddr) -> Option<&std::path::Path> {
+    None
+}
+
+/// Whether `path` is a Unix socket.
+#[cfg(unix)]
+pub(crate) fn is_socket_file(path: &std::path::Path) -> bool {
     use std::os::unix::fs::FileTypeExt;
-    let metadata = address.as_pathname().and_then(|path| std::fs::symlink_metadata(path).ok());
-    metadata.is_some_and(|metadata| metadata.file_type().is_socket())
+    std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket())
 }
 /// It cannot be told here.
 #[cfg(windows)]
-pub(crate) fn is_socket_file(_: &socket2::SockAddr) -> bool {
+pub(crate) fn is_socket_file(_: &std::path::Path) -> bool {
     false
 }
 
@@ -236,11 +248,6 @@ pub(crate) fn unacked(_: BorrowedFd<'_>) -> Option<u64> {
 pub(crate) fn is_exhaustion(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM))
 }
-/// Whether an accept failed because the system is out of something (WSAEMFILE, WSAENOBUFS).
-#[cfg(windows)]
-pub(crate) fn is_exhaustion(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(10024 | 10055))
-}
 
 /// Sets how a listener shares its address.
 #[cfg(unix)]
@@ -276,8 +283,8 @@ pub(crate) fn candidates(config: &EngineConfig) -> Vec<Candidate> {
 pub(crate) fn candidates(config: &EngineConfig) -> Vec<Candidate> {
     vec![Candidate::new(EngineKind::Epoll, super::readiness::probe(config))]
 }
-/// The engines of Windows are not part of this version.
+/// This platform's engines in the order of preference, each probed.
 #[cfg(windows)]
-pub(crate) fn candidates(_: &EngineConfig) -> Vec<Candidate> {
-    Vec::new()
+pub(crate) fn candidates(config: &EngineConfig) -> Vec<Candidate> {
+    vec![Candidate::new(EngineKind::Iocp, super::iocp::probe(config))]
 }

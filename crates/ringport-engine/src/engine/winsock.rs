@@ -16,10 +16,10 @@ use windows_sys::Win32::Foundation::{
 };
 use windows_sys::Win32::Networking::WinSock::{
     LPFN_ACCEPTEX, LPFN_CONNECTEX, SIO_GET_EXTENSION_FUNCTION_POINTER, SO_EXCLUSIVEADDRUSE, SO_PROTOCOL_INFOW,
-    SO_UPDATE_ACCEPT_CONTEXT, SO_UPDATE_CONNECT_CONTEXT, SOCKADDR_STORAGE, SOCKET, SOCKET_ERROR, SOL_SOCKET, WSABUF,
-    WSAECONNABORTED, WSAECONNREFUSED, WSAECONNRESET, WSAEHOSTUNREACH, WSAENETUNREACH, WSAETIMEDOUT, WSAGetLastError,
-    WSAGetOverlappedResult, WSAID_ACCEPTEX, WSAID_CONNECTEX, WSAIoctl, WSAPROTOCOL_INFOW, WSARecv, WSASend,
-    XP1_IFS_HANDLES, getsockopt, recv, setsockopt,
+    SO_REUSE_UNICASTPORT, SO_UPDATE_ACCEPT_CONTEXT, SO_UPDATE_CONNECT_CONTEXT, SOCKADDR_STORAGE, SOCKET, SOCKET_ERROR,
+    SOL_SOCKET, WSABUF, WSAECONNABORTED, WSAECONNREFUSED, WSAECONNRESET, WSAEHOSTUNREACH, WSAENETUNREACH, WSAENOTCONN,
+    WSAEOPNOTSUPP, WSAETIMEDOUT, WSAEWOULDBLOCK, WSAGetLastError, WSAGetOverlappedResult, WSAID_ACCEPTEX,
+    WSAID_CONNECTEX, WSAIoctl, WSAPROTOCOL_INFOW, WSARecv, WSASend, XP1_IFS_HANDLES, getsockopt, recv, setsockopt,
 };
 use windows_sys::Win32::Storage::FileSystem::SetFileCompletionNotificationModes;
 use windows_sys::Win32::System::IO::{CancelIoEx, OVERLAPPED};
@@ -28,7 +28,7 @@ use windows_sys::Win32::System::WindowsProgramming::{
 };
 use windows_sys::core::GUID;
 
-use crate::buffer::Chunk;
+use crate::buffer::{Buf, Chunk};
 
 /// Most pieces of one vectored send. Windows takes more; beyond some tens there is nothing to gain.
 pub(crate) const PIECES_PER_SEND: usize = 64;
@@ -88,7 +88,7 @@ impl Extensions {
         buffer: *mut AcceptBuffer,
         overlapped: *mut OVERLAPPED,
     ) -> Started {
-        let Some(accept) = self.accept else { return Started::Refused(unsupported()) };
+        let Some(accept) = self.accept else { return Started::Refused(WSAEOPNOTSUPP) };
         let (room, mut received) = (ACCEPT_ADDRESS_BYTES as u32, 0);
         // SAFETY: the buffer has room for two addresses and no data; the caller vouches for how long it lives.
         let done =
@@ -107,7 +107,7 @@ impl Extensions {
         address: *const socket2::SockAddr,
         overlapped: *mut OVERLAPPED,
     ) -> Started {
-        let Some(connect) = self.connect else { return Started::Refused(unsupported()) };
+        let Some(connect) = self.connect else { return Started::Refused(WSAEOPNOTSUPP) };
         // SAFETY: the caller says that the address is valid.
         let (name, length) = unsafe { ((*address).as_ptr(), (*address).len()) };
         let (mut sent, nothing) = (0, ptr::null());
@@ -147,6 +147,14 @@ pub(crate) fn use_address_exclusively(socket: &socket2::Socket) -> io::Result<()
     unsafe { set_option(socket, SO_EXCLUSIVEADDRUSE, ptr::from_ref(&yes).cast(), size_of::<i32>()) }
 }
 
+/// Lets the system choose the port of a bound socket as late as that of one that just connects
+/// (`SO_REUSE_UNICASTPORT`, Windows 10).
+pub(crate) fn share_ports(socket: &socket2::Socket) -> io::Result<()> {
+    let yes: i32 = 1;
+    // SAFETY: the option reads one DWORD.
+    unsafe { set_option(socket, SO_REUSE_UNICASTPORT, ptr::from_ref(&yes).cast(), size_of::<i32>()) }
+}
+
 /// Asks that operations which succeed at once queue no packet. Whether that can be relied upon: a layered provider
 /// without real handles may queue one all the same (see `SetFileCompletionNotificationModes`), and then it is not asked.
 pub(crate) fn skip_on_success(socket: &socket2::Socket) -> bool {
@@ -178,7 +186,8 @@ pub(crate) unsafe fn await_readable(socket: &socket2::Socket, overlapped: *mut O
     started(answer == 0)
 }
 
-/// Starts to send the front of `pieces`, as far as one operation goes. Says how many bytes that is.
+/// Starts to send the front of `pieces`, as far as one operation goes. If that is done at once, `sent` tells how much it
+/// was.
 ///
 /// # Safety
 ///
@@ -187,7 +196,8 @@ pub(crate) unsafe fn send<'a>(
     socket: &socket2::Socket,
     pieces: impl Iterator<Item = &'a Chunk>,
     overlapped: *mut OVERLAPPED,
-) -> (Started, usize) {
+    sent: &mut usize,
+) -> Started {
     let mut slices = [WSABUF { len: 0, buf: ptr::null_mut() }; PIECES_PER_SEND];
     let (mut count, mut left) = (0, BYTES_PER_SEND);
     for (piece, slice) in pieces.zip(&mut slices) {
@@ -199,22 +209,26 @@ pub(crate) unsafe fn send<'a>(
             break;
         }
     }
-    let mut sent = 0;
+    let mut taken = 0;
     // SAFETY: the descriptions are read before the call returns (see WSASend); the caller vouches for the bytes.
-    let answer = unsafe { WSASend(raw(socket), slices.as_ptr(), count, &raw mut sent, 0, overlapped, None) };
-    (started(answer == 0), BYTES_PER_SEND - left)
+    let answer = unsafe { WSASend(raw(socket), slices.as_ptr(), count, &raw mut taken, 0, overlapped, None) };
+    *sent = taken as usize;
+    started(answer == 0)
 }
 
-/// Receives once into `memory`, of a socket that does not block.
+/// Receives once into an empty buffer, from a socket that does not block.
 ///
 /// # Errors
 ///
-/// The error number: `WSAEWOULDBLOCK` when there is nothing.
-pub(crate) fn receive(socket: &socket2::Socket, memory: &mut [u8]) -> Result<usize, i32> {
-    let length = i32::try_from(memory.len()).unwrap_or(i32::MAX);
-    // SAFETY: the memory is writable and at least `length` bytes long, and the call returns before it is used.
-    let count = unsafe { recv(raw(socket), memory.as_mut_ptr(), length, 0) };
-    usize::try_from(count).map_err(|_| last_error())
+/// The error number; see [`would_block`].
+pub(crate) fn receive(socket: &socket2::Socket, buf: &mut Buf) -> Result<usize, i32> {
+    let (address, size) = buf.raw_memory();
+    let size = i32::try_from(size).unwrap_or(i32::MAX);
+    // SAFETY: the slot is leased by `buf`, writable and at least `size` bytes long, and the call returns before it is used.
+    let count = unsafe { recv(raw(socket), address, size, 0) };
+    let bytes = u32::try_from(count).map_err(|_| last_error())?;
+    buf.set_filled(bytes);
+    Ok(bytes as usize)
 }
 
 /// Asks every operation of the socket to end. Each still ends with a packet of its own, cancelled or not: that nothing was
@@ -240,6 +254,14 @@ pub(crate) unsafe fn failure_of(socket: &socket2::Socket, overlapped: *const OVE
 pub(crate) fn is_lost_connection(error: i32) -> bool {
     matches!(error, WSAECONNRESET | WSAECONNABORTED | WSAETIMEDOUT)
 }
+
+/// Whether a plain receive found nothing.
+pub(crate) fn would_block(error: i32) -> bool {
+    error == WSAEWOULDBLOCK
+}
+
+/// The error of a connection that is gone without saying why.
+pub(crate) const NOT_CONNECTED: i32 = WSAENOTCONN;
 
 /// Whether an operation was cancelled.
 pub(crate) fn is_cancelled(error: i32) -> bool {
@@ -269,10 +291,6 @@ fn last_error() -> i32 {
         ERROR_SEM_TIMEOUT => WSAETIMEDOUT,
         _ => error,
     }
-}
-
-fn unsupported() -> i32 {
-    windows_sys::Win32::Networking::WinSock::WSAEOPNOTSUPP
 }
 
 fn raw(socket: &socket2::Socket) -> SOCKET {

@@ -16,6 +16,9 @@ mod limits;
 mod random;
 mod simulator;
 mod subject;
+#[cfg_attr(unix, path = "system/unix.rs")]
+#[cfg_attr(windows, path = "system/windows.rs")]
+mod system;
 mod world;
 
 /// Hands the list of tests to `$suite`.
@@ -23,7 +26,7 @@ macro_rules! each_test {
     ($suite:ident, $subject:ty) => {
         $suite! { $subject;
             accepting: accepting_pauses_and_goes_on, unlisten_ends_with_listener_closed, reset_before_accept_is_skipped,
-                a_second_bind_fails, out_of_descriptors_backs_off, unix_and_ipv6_addresses_work;
+                a_second_bind_fails, out_of_descriptors_backs_off, ipv6_addresses_work, unix_addresses_work;
             closing: closed_is_the_last_event, half_close_lets_data_pass_both_ways, orderly_close_destroys_nothing,
                 abort_resets_the_peer, plain_close_with_unread_input_resets, bytes_before_a_failure_arrive_first,
                 refused_connect_closes_with_an_error, close_cancels_a_connect, close_in_flight_leaks_no_bytes,
@@ -55,20 +58,34 @@ macro_rules! suite {
     };
 }
 
-/// Every engine under test: a module of the same tests for each.
+/// A module of the same tests for each engine and configuration in the list of `subject.rs`.
 macro_rules! engines {
-    ($($module:ident: $subject:ty;)+) => {
-        $(mod $module { each_test!(suite, $subject); })+
+    ($($(#[$system:meta])* $module:ident: $engine:ty, $kind:ident $(, -$masked:ident)*;)+) => {
+        $($(#[$system])*
+        mod $module {
+            use ringport_engine::{EngineKind, Features};
+
+            /// The engine without what is masked.
+            struct Here;
+
+            impl crate::subject::Subject for Here {
+                type Engine = $engine;
+                const KIND: Option<EngineKind> = Some(EngineKind::$kind);
+                #[allow(unused_mut, reason = "not every subject masks something")]
+                fn features() -> Features {
+                    let mut features = Features::default();
+                    $(features.$masked = false;)*
+                    features
+                }
+            }
+
+            each_test!(suite, Here);
+        })+
     };
 }
 
-engines! {
-    sim: crate::subject::Sim;
-    epoll: crate::subject::Epoll;
-    uring: crate::subject::Uring;
-    uring_no_multishot: crate::subject::UringNoMultishot;
-    uring_no_direct: crate::subject::UringNoDirect;
-    uring_not_measured: crate::subject::UringNotMeasured;
-    uring_no_defer: crate::subject::UringNoDefer;
-    uring_plain: crate::subject::UringPlain;
+mod sim {
+    each_test!(suite, crate::subject::Sim);
 }
+
+subject::each_subject!(engines);

@@ -3,9 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::{Duration, Instant};
 
-use ringport_engine::engine::readiness::ReadinessEngine;
 use ringport_engine::engine::sim::{Faults, Network, SimEngine};
-use ringport_engine::engine::uring::UringEngine;
 use ringport_engine::{Engine, EngineConfig, EngineKind, Features, Selection};
 
 /// Seeds of each test on the simulator, unless `RINGPORT_SEEDS` says otherwise.
@@ -33,34 +31,37 @@ impl Subject for Sim {
     const KIND: Option<EngineKind> = None;
 }
 
-macro_rules! subject {
-    ($(#[$doc:meta])* $name:ident, $engine:ty, $kind:ident $(, $masked:ident)*) => {
-        $(#[$doc])*
-        pub struct $name;
-
-        impl Subject for $name {
-            type Engine = $engine;
-            const KIND: Option<EngineKind> = Some(EngineKind::$kind);
-            #[allow(unused_mut, reason = "not every subject masks something")]
-            fn features() -> Features {
-                let mut features = Features::default();
-                $(features.$masked = false;)*
-                features
-            }
+/// Every engine under test besides the simulator, on the systems that have it: `MODULE: ENGINE, KIND, -MASKED…;` makes
+/// a module of all the tests. What this machine refuses is skipped when it runs.
+macro_rules! each_subject {
+    ($make:ident) => {
+        $make! {
+            #[cfg(target_os = "linux")]
+            epoll: ringport_engine::engine::readiness::ReadinessEngine, Epoll;
+            #[cfg(all(unix, not(target_os = "linux")))]
+            kqueue: ringport_engine::engine::readiness::ReadinessEngine, Kqueue;
+            #[cfg(target_os = "linux")]
+            uring: ringport_engine::engine::uring::UringEngine, Uring;
+            // One at a time is accepted and received.
+            #[cfg(target_os = "linux")]
+            uring_no_multishot: ringport_engine::engine::uring::UringEngine, Uring, -multishot_accept, -multishot_receive;
+            // No plain calls.
+            #[cfg(target_os = "linux")]
+            uring_no_direct: ringport_engine::engine::uring::UringEngine, Uring, -direct_receive;
+            // Large messages come by plain calls, without measuring first.
+            #[cfg(target_os = "linux")]
+            uring_not_measured: ringport_engine::engine::uring::UringEngine, Uring, -measured_receive;
+            // The kernel does its work when it likes.
+            #[cfg(target_os = "linux")]
+            uring_no_defer: ringport_engine::engine::uring::UringEngine, Uring, -defer_taskrun, -no_iowait;
+            // Nothing but single-shot operations.
+            #[cfg(target_os = "linux")]
+            uring_plain: ringport_engine::engine::uring::UringEngine, Uring,
+                -multishot_accept, -multishot_receive, -direct_receive, -defer_taskrun, -no_iowait;
         }
     };
 }
-
-subject!(/** epoll. */ Epoll, ReadinessEngine, Epoll);
-subject!(/** io_uring with all it has. */ Uring, UringEngine, Uring);
-subject!(/** io_uring that accepts and receives one at a time. */
-    UringNoMultishot, UringEngine, Uring, multishot_accept, multishot_receive);
-subject!(/** io_uring without plain calls. */ UringNoDirect, UringEngine, Uring, direct_receive);
-subject!(/** io_uring that receives large messages by plain calls without measuring first. */
-    UringNotMeasured, UringEngine, Uring, measured_receive);
-subject!(/** io_uring that runs its work when it likes. */ UringNoDefer, UringEngine, Uring, defer_taskrun, no_iowait);
-subject!(/** io_uring with nothing but single-shot operations. */
-    UringPlain, UringEngine, Uring, multishot_accept, multishot_receive, direct_receive, defer_taskrun, no_iowait);
+pub(crate) use each_subject;
 
 /// What a test needs to know about the engine it runs on.
 #[derive(Clone)]
@@ -146,20 +147,4 @@ pub fn alone(setup: &Setup, body: impl FnOnce()) {
     let output = child.output().expect("the test can be started again");
     let text = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
     assert!(output.status.success() && text.contains("1 passed"), "alone, it failed:\n{text}");
-}
-
-/// Open descriptors of this process, or 0 where the system does not list them.
-pub fn descriptors() -> usize {
-    std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count)
-}
-
-/// Lowers the limit of descriptors and opens files until none is left.
-pub fn fill_descriptors() -> Vec<std::fs::File> {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: getrlimit(2) writes one rlimit.
-    assert_eq!(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) }, 0);
-    limit.rlim_cur = limit.rlim_cur.min(descriptors() as libc::rlim_t + 64);
-    // SAFETY: setrlimit(2) reads one rlimit.
-    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) }, 0);
-    std::iter::from_fn(|| std::fs::File::open("/dev/null").ok()).collect()
 }

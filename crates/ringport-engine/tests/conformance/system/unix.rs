@@ -1,0 +1,25 @@
+//! What the tests ask of a Unix system.
+
+/// Whether engines serve socket files here.
+pub const HAS_UNIX_SOCKETS: bool = true;
+
+/// Open descriptors of this process, or 0 where the system does not list them.
+pub fn descriptors() -> usize {
+    std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count)
+}
+
+/// Lowers the limit of descriptors and opens files until none is left.
+///
+/// # Errors
+///
+/// On other systems: why that cannot be done.
+#[expect(clippy::unnecessary_wraps, reason = "the twin for Windows can only fail")]
+pub fn fill_descriptors() -> Result<Vec<std::fs::File>, &'static str> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: getrlimit(2) writes one rlimit.
+    assert_eq!(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) }, 0);
+    limit.rlim_cur = limit.rlim_cur.min(descriptors() as libc::rlim_t + 64);
+    // SAFETY: setrlimit(2) reads one rlimit.
+    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) }, 0);
+    Ok(std::iter::from_fn(|| std::fs::File::open("/dev/null").ok()).collect())
+}
