@@ -20,8 +20,8 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use windows_sys::Win32::Foundation::{HANDLE, RtlNtStatusToDosError, STATUS_PENDING};
 use windows_sys::Win32::Networking::WinSock::{
     RIO_BUF, RIO_EVENT_COMPLETION, RIO_EXTENSION_FUNCTION_TABLE, RIO_NOTIFICATION_COMPLETION, RIORESULT, SOCKADDR,
-    SOCKET, SOCKET_ERROR, WSA_FLAG_REGISTERED_IO, WSA_IO_PENDING, WSABUF, WSAGetLastError, WSAPROTOCOL_INFOW, WSARecv,
-    WSARecvFrom, WSASend, WSASendTo, WSASetLastError, WSASocketW, closesocket,
+    SOCKET, SOCKET_ERROR, WSA_IO_PENDING, WSABUF, WSAGetLastError, WSARecv, WSARecvFrom, WSASend, WSASendTo,
+    WSASetLastError,
 };
 use windows_sys::Win32::System::IO::{OVERLAPPED, PostQueuedCompletionStatus};
 use windows_sys::Win32::System::Threading::{CreateEventW, INFINITE, ResetEvent, SetEvent, WaitForSingleObject};
@@ -86,7 +86,7 @@ struct State {
     buffers: HashMap<isize, usize>,
     notifications: HashMap<isize, Call>,
     /// Sockets that were created for Registered I/O.
-    sockets: HashSet<SOCKET>,
+    sockets: HashSet<usize>,
     lines: HashMap<isize, Lines>,
     #[expect(clippy::vec_box, reason = "Winsock knows their addresses")]
     operations: Vec<Box<Operation>>,
@@ -228,55 +228,25 @@ pub fn functions() -> RIO_EXTENSION_FUNCTION_TABLE {
     }
 }
 
-/// `WSASocketW` of a system with Registered I/O: it knows which sockets were created for that.
-///
-/// # Safety
-///
-/// As for `WSASocketW`.
-pub unsafe extern "system" fn socket(
-    family: i32,
-    kind: i32,
-    protocol: i32,
-    info: *const WSAPROTOCOL_INFOW,
-    group: u32,
-    flags: u32,
-) -> SOCKET {
-    // SAFETY: the caller's promise. The flag is not passed on to a system that does not know it.
-    let socket = unsafe { WSASocketW(family, kind, protocol, info, group, flags & !WSA_FLAG_REGISTERED_IO) };
-    let mut state = lock(&standin().state);
-    if flags & WSA_FLAG_REGISTERED_IO == 0 {
-        state.sockets.remove(&socket);
-    } else {
-        state.sockets.insert(socket);
-    }
-    socket
+/// To be told of each socket that is created with `WSA_FLAG_REGISTERED_IO`: Wine keeps no note of that.
+pub fn created(socket: usize) {
+    lock(&standin().state).sockets.insert(socket);
 }
 
-/// `closesocket` of a system with Registered I/O: the request queue of the socket goes with it.
-///
-/// # Safety
-///
-/// As for `closesocket`.
-pub unsafe extern "system" fn close_socket(socket: SOCKET) -> i32 {
+/// To be told of each socket with a request queue, right before it is closed: the queue goes with it.
+pub fn closing(socket: usize) {
     let mut state = lock(&standin().state);
     state.sockets.remove(&socket);
-    let queue = state.rules.sockets().find(|(_, of)| *of == socket).map(|(queue, _)| queue);
-    let mut ended = Vec::new();
-    if let Some(queue) = queue {
-        ended = state.rules.socket_closed(queue);
-        if let Some(mut lines) = state.lines.remove(&queue) {
-            // The first of each line is with Winsock and ends by itself.
-            ended.extend(
-                lines.receive.drain(..).skip(1).chain(lines.send.drain(..).skip(1)).map(|started| started.request),
-            );
-        }
+    let Some(queue) = state.rules.sockets().find(|(_, of)| *of == socket).map(|(queue, _)| queue) else { return };
+    let mut ended = state.rules.socket_closed(queue);
+    if let Some(mut lines) = state.lines.remove(&queue) {
+        // The first of each line is with Winsock and ends when the socket is closed.
+        let Lines { receive, send, .. } = &mut lines;
+        ended.extend(receive.drain(..).skip(1).chain(send.drain(..).skip(1)).map(|started| started.request));
     }
-    // SAFETY: the caller's promise.
-    let answer = unsafe { closesocket(socket) };
     for request in ended {
         state.end(request, ABORTED, 0);
     }
-    answer
 }
 
 /// The only caller of Winsock's completions: waits, and looks at every operation.

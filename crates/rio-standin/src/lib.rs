@@ -17,7 +17,7 @@ mod functions;
 pub mod rules;
 
 #[cfg(windows)]
-pub use functions::{Calls, calls, close_socket, functions, socket};
+pub use functions::{Calls, calls, closing, created, functions};
 
 /// How the message of a broken rule begins.
 pub const BREACH: &str = "Registered I/O, broken rule";
