@@ -40,5 +40,5 @@ pub mod uring;
 #[cfg(windows)]
 pub(crate) mod winsock;
 
-pub use platform::{UseEngine, pin_to_core, with_engine};
+pub use platform::{EXHAUSTION_CODES, UseEngine, is_exhaustion, pin_to_core, with_engine};
 pub use select::{Candidate, EngineKind, Selection, SelectionError};

@@ -245,10 +245,18 @@ pub(crate) fn unacked(_: BorrowedFd<'_>) -> Option<u64> {
     None
 }
 
-/// Whether an accept failed because the system is out of something, so that trying again at once would spin.
+/// Codes of errors that say that the process or the system is out of something: of descriptors, buffers or memory.
 #[cfg(unix)]
-pub(crate) fn is_exhaustion(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM))
+pub const EXHAUSTION_CODES: [i32; 4] = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM];
+/// Codes of errors that say that the process or the system is out of something: ERROR_NOT_ENOUGH_MEMORY,
+/// ERROR_NO_SYSTEM_RESOURCES, WSAEMFILE, WSAENOBUFS.
+#[cfg(windows)]
+pub const EXHAUSTION_CODES: [i32; 4] = [8, 1450, 10024, 10055];
+
+/// Whether the system is out of something, so that trying again at once would spin.
+#[must_use]
+pub fn is_exhaustion(error: &io::Error) -> bool {
+    error.raw_os_error().is_some_and(|code| EXHAUSTION_CODES.contains(&code))
 }
 
 /// Sets how a listener shares its address.

@@ -58,6 +58,11 @@ macro_rules! each_subject {
             #[cfg(target_os = "linux")]
             uring_plain: ringport_engine::engine::uring::UringEngine, Uring,
                 -multishot_accept, -multishot_receive, -direct_receive, -defer_taskrun, -no_iowait;
+            #[cfg(windows)]
+            iocp: ringport_engine::engine::iocp::IocpEngine, Iocp;
+            // A packet for every operation.
+            #[cfg(windows)]
+            iocp_no_skip: ringport_engine::engine::iocp::IocpEngine, Iocp, -skip_on_success;
         }
     };
 }

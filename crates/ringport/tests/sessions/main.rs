@@ -12,3 +12,5 @@ mod remote;
 mod shutdown;
 mod stage;
 mod timers;
+#[cfg(unix)]
+mod unix;

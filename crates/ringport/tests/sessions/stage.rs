@@ -118,6 +118,20 @@ macro_rules! stages {
             }
 
             #[test]
+            fn iocp() {
+                if let Some(stage) = Stage::real(EngineKind::Iocp) {
+                    super::$name(&stage);
+                }
+            }
+
+            #[test]
+            fn rio() {
+                if let Some(stage) = Stage::real(EngineKind::Rio) {
+                    super::$name(&stage);
+                }
+            }
+
+            #[test]
             fn sim() {
                 for stage in Stage::simulations() {
                     super::$name(&stage);
