@@ -36,7 +36,8 @@ impl RioEngine {
         if wanted && conn.landed.is_some() {
             self.enqueue(id);
         } else if wanted {
-            self.soil(id);
+            // At once, and not with the others in the next wait: from now on the connection learns of its end.
+            self.post_receive(id);
         }
         // A failing connection waits only for who wants its bytes.
         self.settle(id);
