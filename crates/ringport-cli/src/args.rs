@@ -37,7 +37,7 @@ Exit codes: 0 success, 1 failure, 2 wrong usage.";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Serve until SIGTERM or SIGINT, then drain and exit 0; a second signal exits at once
+    /// Serve until SIGTERM or Ctrl-C, then drain and exit 0; a second signal exits at once
     #[command(after_help = SERVE_EXAMPLES)]
     Serve(Serve),
     /// Connect standard input and output to a server

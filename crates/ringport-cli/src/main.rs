@@ -5,6 +5,7 @@ mod args;
 mod bench;
 mod connect;
 mod engines;
+mod platform;
 mod serve;
 mod services;
 mod units;

@@ -3,11 +3,13 @@
 use std::io::Write;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use ringport::{ConnectionOptions, ListenOptions, OverLimit, Running, Server, ServerHandle, Spread};
 
 use crate::Failure;
 use crate::args::{OverLimitName, Serve, ServiceName, SpreadName};
+use crate::platform::on_request_to_end;
 use crate::services::{Discard, Echo, Generate};
 
 /// Above this many waiting bytes a connection is full, unless the send limit is small.
@@ -18,7 +20,7 @@ pub(crate) fn run(options: Serve) -> Result<ExitCode, Failure> {
     let drain = options.drain;
     let running = server(options).start()?;
     let handle = running.handle();
-    stop_on_signals(handle.clone(), drain)?;
+    stop_when_asked(handle.clone(), drain)?;
     announce(&running)?;
     let outcome = running.join();
     report(&handle);
@@ -59,18 +61,18 @@ fn server(options: Serve) -> Server {
     })
 }
 
-/// The first signal drains, the second ends the process.
-fn stop_on_signals(handle: ServerHandle, drain: std::time::Duration) -> Result<(), Failure> {
+/// The first signal drains, the second ends the process. Where the system will not wait for long, neither does the drain.
+fn stop_when_asked(handle: ServerHandle, drain: Duration) -> Result<(), Failure> {
     let asked = AtomicBool::new(false);
-    ctrlc::set_handler(move || {
+    on_request_to_end(move |limit| {
         if asked.swap(true, Ordering::Relaxed) {
             eprintln!("ringport: ended by a second signal before the connections were drained");
             std::process::exit(1);
         }
-        tracing::info!(within = ?drain, "draining");
-        handle.shutdown(drain);
-    })?;
-    Ok(())
+        let within = limit.map_or(drain, |limit| limit.min(drain));
+        tracing::info!(?within, "draining");
+        handle.shutdown(within);
+    })
 }
 
 /// One line for each listener, which a script may wait for.

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use socket2::SockRef;
 
 use crate::program::{Server, check_echo, engines, pattern};
+use crate::system::resident_kib;
 
 /// Runs an echo on `stream` until it is told to stop, and returns the number of messages and the slowest.
 fn probe(mut stream: TcpStream, stop: Arc<AtomicBool>) -> thread::JoinHandle<(usize, Duration)> {
@@ -76,9 +77,9 @@ fn a_peer_that_never_reads_costs_bounded_memory() {
                     }
                 }
             };
-            let before = server.program.resident_kib();
+            let before = resident_kib(server.program.id());
             deaf.iter().for_each(fill);
-            let after = server.program.resident_kib();
+            let after = resident_kib(server.program.id());
             // Each may hold the high mark and what was received before the pause; the pool itself is 8 MiB.
             assert!(after < before + 16 * 1024, "{engine}, {service}: {before} KiB, then {after} KiB");
             if service == "echo" {

@@ -9,5 +9,11 @@ mod drain;
 mod hostile;
 mod program;
 mod serve;
+#[cfg(unix)]
 mod starved;
+#[cfg_attr(unix, path = "system/unix.rs")]
+#[cfg_attr(windows, path = "system/windows.rs")]
+mod system;
+#[cfg(unix)]
+mod unix;
 mod usage;

@@ -1,6 +1,5 @@
 //! Running the binary, and what the tests need around it.
 
-use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio};
@@ -8,12 +7,16 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::system;
+
 /// Longest time that anything single may take.
 pub(crate) const LIMIT: Duration = Duration::from_secs(20);
 
 /// The binary under test.
 pub(crate) fn ringport() -> Command {
-    Command::new(env!("CARGO_BIN_EXE_ringport"))
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ringport"));
+    system::prepare(&mut command);
+    command
 }
 
 /// Longest time that a program may run. Beyond, it is killed, so that whoever reads from it sees the end and fails.
@@ -75,9 +78,18 @@ impl Program {
         self.id
     }
 
-    pub(crate) fn signal(&self, name: &str) {
-        let sent = Command::new("kill").args([format!("-{name}"), self.id().to_string()]).status();
-        assert!(sent.expect("kill runs").success(), "the program has ended already: {}", self.errors());
+    /// Asks it to end as a user does.
+    pub(crate) fn interrupt(&self) {
+        self.asked(system::interrupt(self.id));
+    }
+
+    /// Asks it to end as a service manager does.
+    pub(crate) fn terminate(&self) {
+        self.asked(system::terminate(self.id));
+    }
+
+    fn asked(&self, outcome: Result<(), String>) {
+        outcome.unwrap_or_else(|error| panic!("the program has ended already: {error}: {}", self.errors()));
     }
 
     /// Waits for its end and returns its exit code.
@@ -94,22 +106,6 @@ impl Program {
             reader.join().expect("standard error was read");
         }
         status.code().unwrap_or_else(|| panic!("it was killed: {status}: {}", self.errors()))
-    }
-
-    /// Resident memory in KiB.
-    pub(crate) fn resident_kib(&self) -> u64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.id())).expect("the process lives");
-        let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("it has memory");
-        line.split_whitespace().nth(1).and_then(|kib| kib.parse().ok()).expect("a number")
-    }
-
-    /// Processor time so far.
-    pub(crate) fn cpu(&self) -> Duration {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.id())).expect("the process lives");
-        let (_, fields) = stat.rsplit_once(')').expect("the name is in parentheses");
-        let ticks: u64 =
-            fields.split_whitespace().skip(11).take(2).map(|field| field.parse::<u64>().expect("ticks")).sum();
-        Duration::from_millis(ticks * 10)
     }
 }
 
@@ -151,7 +147,7 @@ pub(crate) fn run_with_input(args: &[&str], input: &[u8]) -> Output {
     let code = program.exit_code();
     writer.join().expect("input was written");
     let stdout = reader.join().expect("output was read");
-    let status = std::os::unix::process::ExitStatusExt::from_raw(code << 8);
+    let status = system::exit_status(code);
     Output { status, stdout, stderr: program.errors().into_bytes() }
 }
 
@@ -203,9 +199,9 @@ impl Server {
         connect(self.address())
     }
 
-    /// Ends it with SIGTERM and returns its exit code.
+    /// Ends it as a service manager does and returns its exit code.
     pub(crate) fn stop(&mut self) -> i32 {
-        self.program.signal("TERM");
+        self.program.terminate();
         self.program.exit_code()
     }
 }

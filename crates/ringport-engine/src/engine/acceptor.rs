@@ -31,6 +31,8 @@ pub(crate) struct Listener {
     posted: u32,
     cancelled: bool,
     backoff: Backoff,
+    /// Connections that were gone when their accept was posted, since somebody asked.
+    lost: u64,
 }
 
 /// What [`Listener::settle`] found to report.
@@ -75,6 +77,7 @@ impl Listener {
             posted: 0,
             cancelled: false,
             backoff: Backoff::default(),
+            lost: 0,
         })
     }
 
@@ -96,6 +99,11 @@ impl Listener {
     /// Ends the pause if its time has come, and says so.
     pub(crate) fn end_pause(&mut self, now: Instant) -> bool {
         self.backoff.expire(now)
+    }
+
+    /// Connections that [`Listener::settle`] found gone before they could be accepted, since the last call.
+    pub(crate) fn take_lost(&mut self) -> u64 {
+        std::mem::take(&mut self.lost)
     }
 
     /// Posts, cancels or closes, whatever is due.
@@ -125,7 +133,7 @@ impl Listener {
             }
             match self.post_one(id, port, extensions) {
                 Ok(()) => self.posted += 1,
-                Err(error) if error.raw_os_error().is_some_and(winsock::is_lost_connection) => {}
+                Err(error) if error.raw_os_error().is_some_and(winsock::is_lost_connection) => self.lost += 1,
                 Err(error) => {
                     self.backoff.fail(now);
                     return Settled::Failed(error);
@@ -157,6 +165,7 @@ impl Listener {
     }
 
     /// Takes the packet of an accept. [`Listener::settle`] is due afterwards.
+    #[expect(clippy::boxed_local, reason = "records come in boxes")]
     pub(crate) fn take(&mut self, record: Box<Record>, success: bool, now: Instant) -> Accepted {
         debug_assert!(self.posted > 0, "a packet of an accept that was not posted");
         self.posted = self.posted.saturating_sub(1);

@@ -117,6 +117,19 @@ impl Extensions {
     }
 }
 
+#[cfg(test)]
+impl Extensions {
+    /// The same with another `AcceptEx`.
+    pub(crate) fn with_accept(self, accept: LPFN_ACCEPTEX) -> Self {
+        Self { accept, ..self }
+    }
+
+    /// The same with another `ConnectEx`.
+    pub(crate) fn with_connect(self, connect: LPFN_CONNECTEX) -> Self {
+        Self { connect, ..self }
+    }
+}
+
 /// A new socket for overlapped operations, that child processes do not inherit; for Registered I/O, too, if that is asked
 /// for.
 pub(crate) fn stream_socket(domain: socket2::Domain, registered: bool) -> io::Result<socket2::Socket> {

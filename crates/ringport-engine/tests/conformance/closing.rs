@@ -5,6 +5,7 @@ use std::io::ErrorKind;
 use ringport_engine::{Close, ConnId, Engine, ListenOptions, Socket, Want};
 
 use crate::subject::Setup;
+use crate::system;
 use crate::world::{At, World, check_equal, check_prefix, local_address};
 
 fn finish_sending<E: Engine>(world: &mut World<E>, at: At, conn: ConnId) {
@@ -134,8 +135,13 @@ pub fn bytes_before_a_failure_arrive_first<E: Engine>(setup: &Setup) {
         let now = if setup.sim { world.server.engine.now() } else { std::time::Instant::now() };
         world.server.turn(Some(now + std::time::Duration::from_micros(200)));
     }
-    assert_eq!(world.until_closed(At::Client, client), Some(ErrorKind::ConnectionReset));
+    world.until("the client knows", |world| world.client.is_closed(client) || world.client.log(client).peer_closed);
     check_equal(&world.client.log(client).received, &data);
+    if !setup.sim && world.client.log(client).peer_closed && system::loses_resets() {
+        eprintln!("skipped: this system turns a reset into a FIN when nobody waits for bytes (Wine 8)");
+        return world.finish();
+    }
+    assert_eq!(world.until_closed(At::Client, client), Some(ErrorKind::ConnectionReset));
     world.finish();
 }
 

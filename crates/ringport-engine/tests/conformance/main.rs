@@ -7,6 +7,7 @@
 #![expect(unreachable_pub, reason = "a test binary has no public interface")]
 
 mod accepting;
+mod calls;
 mod closing;
 mod data;
 mod flow;
@@ -27,6 +28,7 @@ macro_rules! each_test {
         $suite! { $subject;
             accepting: accepting_pauses_and_goes_on, unlisten_ends_with_listener_closed, reset_before_accept_is_skipped,
                 a_second_bind_fails, out_of_descriptors_backs_off, ipv6_addresses_work, unix_addresses_work;
+            calls: an_echo_takes_no_needless_call, a_loaded_wait_brings_many_events;
             closing: closed_is_the_last_event, half_close_lets_data_pass_both_ways, orderly_close_destroys_nothing,
                 abort_resets_the_peer, plain_close_with_unread_input_resets, bytes_before_a_failure_arrive_first,
                 refused_connect_closes_with_an_error, close_cancels_a_connect, close_in_flight_leaks_no_bytes,

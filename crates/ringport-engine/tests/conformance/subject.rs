@@ -90,6 +90,8 @@ pub struct Setup {
     pub seed: u64,
     /// Path of the test, to run it in a process of its own.
     pub path: String,
+    /// Which engine; `None` for the simulator.
+    pub kind: Option<EngineKind>,
     /// Whether the engine is the simulator.
     pub sim: bool,
     /// What of the kernel may be used.
@@ -118,8 +120,14 @@ impl Setup {
 /// Runs `body` on the engine: once on a real one, with many seeds on the simulator.
 pub fn run<S: Subject>(path: &str, body: fn(&Setup)) {
     let path = path.trim_start_matches("conformance::").to_owned();
-    let mut setup =
-        Setup { seed: 1, path, sim: S::KIND.is_none(), features: S::features(), completions: S::completions() };
+    let mut setup = Setup {
+        seed: 1,
+        path,
+        kind: S::KIND,
+        sim: S::KIND.is_none(),
+        features: S::features(),
+        completions: S::completions(),
+    };
     if S::KIND == Some(EngineKind::Rio) {
         system::stand_in_for_rio();
     }

@@ -32,7 +32,9 @@ impl IocpEngine {
 
     fn settle_listener(&mut self, id: ListenerId) {
         let Some(listener) = self.listeners.get_mut(id) else { return };
-        match listener.settle(id, &mut self.port, &self.extensions, self.now) {
+        let settled = listener.settle(id, &mut self.port, &self.extensions, self.now);
+        self.stats.accepts_failed += listener.take_lost();
+        match settled {
             Settled::Quiet => {}
             Settled::Failed(error) => {
                 self.stats.accepts_failed += 1;
@@ -40,6 +42,7 @@ impl IocpEngine {
             }
             Settled::Closed => self.notices.push_back(Notice::ListenerClosed(id)),
         }
+        self.backed_off |= self.listeners.get(id).is_some_and(|listener| listener.pause_end().is_some());
     }
 
     pub(super) fn on_accept(&mut self, record: Box<Record>, success: bool) -> Option<Event> {
@@ -62,6 +65,9 @@ impl IocpEngine {
 
     /// Tries again where the pause is over. Returns the end of the next pause.
     pub(super) fn resume_listeners(&mut self) -> Option<Instant> {
+        if !std::mem::take(&mut self.backed_off) {
+            return None;
+        }
         let now = Instant::now();
         let mut next = None;
         for id in self.listeners.ids::<ListenerId>() {
@@ -73,6 +79,7 @@ impl IocpEngine {
             let until = self.listeners.get(id).and_then(Listener::pause_end);
             next = next.into_iter().chain(until).min();
         }
+        self.backed_off = next.is_some();
         next
     }
 }

@@ -38,6 +38,8 @@ mod connect;
 mod probe;
 mod receive;
 mod send;
+#[cfg(test)]
+mod tests;
 mod wait;
 
 use std::collections::VecDeque;
@@ -161,6 +163,8 @@ pub struct IocpEngine {
     ready_first: bool,
     /// Those that found no slot, longest waiting first.
     starved: VecDeque<ConnId>,
+    /// A listener waits for memory.
+    backed_off: bool,
     events_left: usize,
     now: Instant,
     stats: EngineStats,
@@ -204,6 +208,7 @@ impl Engine for IocpEngine {
             ready_this_turn: 0,
             ready_first: false,
             starved: VecDeque::new(),
+            backed_off: false,
             events_left: config.events_per_turn.max(1),
             now: Instant::now(),
             stats: EngineStats::default(),

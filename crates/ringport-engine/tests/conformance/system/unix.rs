@@ -1,7 +1,14 @@
 //! What the tests ask of a Unix system.
 
-/// Whether engines serve socket files here.
-pub const HAS_UNIX_SOCKETS: bool = true;
+/// Why there are no socket files here, or no reason.
+pub fn no_unix_sockets() -> Option<String> {
+    None
+}
+
+/// Whether a reset is lost here if nobody waits for bytes when it comes.
+pub fn loses_resets() -> bool {
+    false
+}
 
 /// Open descriptors of this process, or 0 where the system does not list them.
 pub fn descriptors() -> usize {

@@ -1,9 +1,36 @@
 //! What the tests ask of Windows. See `unix.rs` for its twin.
 
+use std::io::{ErrorKind, Read};
+use std::net::{TcpListener, TcpStream};
+use std::time::Duration;
+
+use socket2::{Domain, SockRef, Socket, Type};
 use windows_sys::Win32::System::Threading::{GetCurrentProcess, GetProcessHandleCount};
 
-/// Whether engines serve socket files here: AcceptEx and ConnectEx are for TCP, and Wine has no AF_UNIX at all.
-pub const HAS_UNIX_SOCKETS: bool = false;
+/// Why there are no socket files here, or no reason. Wine has none (WSAEAFNOSUPPORT).
+pub fn no_unix_sockets() -> Option<String> {
+    Socket::new(Domain::UNIX, Type::STREAM, None).err().map(|error| error.to_string())
+}
+
+/// Whether a reset is lost here if nobody waits for bytes when it comes: then the next receive finds a FIN instead. That
+/// is a fault of Wine 8, found out with plain sockets.
+pub fn loses_resets() -> bool {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let mut near = TcpStream::connect(listener.local_addr().expect("an address")).expect("connects");
+    let (far, _) = listener.accept().expect("accepts");
+    SockRef::from(&far).set_linger(Some(Duration::ZERO)).expect("takes the option");
+    drop(far);
+    // Nothing else can tell that the reset is there. If it comes later, it is not lost, and the test goes on.
+    std::thread::sleep(Duration::from_millis(100));
+    match near.read_exact(&mut [0]) {
+        Err(error) if error.kind() == ErrorKind::UnexpectedEof => true,
+        Ok(()) => panic!("a byte that nobody sent"),
+        Err(error) => {
+            assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}");
+            false
+        }
+    }
+}
 
 /// Open handles of this process (Microsoft Learn: "GetProcessHandleCount function").
 pub fn descriptors() -> usize {
