@@ -424,7 +424,6 @@ impl Rules {
         if side.used >= side.depth {
             return breach(format!("a request queue of {} requests of this kind overflows", side.depth));
         }
-        side.used += 1;
         for slice in post.addresses.iter().chain([&data]) {
             self.check_slice(*slice)?;
             self.slices.insert(slice.key(), *slice);
@@ -436,6 +435,7 @@ impl Rules {
         let request = Request { queue, direction, data, addresses, flags, context, completed: false };
         self.requests.insert(number, request);
         let side = self.open_queue(queue, "used")?.side(direction);
+        side.used += 1;
         side.deferred.push(number);
         if flags & DEFER != 0 { Ok(Vec::new()) } else { Ok(self.start_deferred(queue, direction)) }
     }

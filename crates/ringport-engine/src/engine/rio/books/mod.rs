@@ -8,7 +8,11 @@
 mod budget;
 mod flight;
 mod slices;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use budget::Budget;
 pub(crate) use flight::{Flight, Next, SENDS};
-pub(crate) use slices::{SliceId, Slices};
+#[allow(unused_imports, reason = "named by the engine alone, which is compiled on Windows")]
+pub(crate) use slices::SliceId;
+pub(crate) use slices::Slices;
