@@ -10,7 +10,7 @@ const FLOORS: [(&str, &[&str]); 3] =
 
 const ENGINES: &str = "crates/ringport-engine/src/engine/";
 /// The engines of this version.
-const ENGINE_FOLDERS: [&str; 3] = ["uring", "readiness", "sim"];
+const ENGINE_FOLDERS: [&str; 4] = ["uring", "readiness", "iocp", "sim"];
 /// What every engine consists of. It may have further files of its own.
 const TWINS: [&str; 7] = ["mod.rs", "accept.rs", "connect.rs", "receive.rs", "send.rs", "close.rs", "wait.rs"];
 

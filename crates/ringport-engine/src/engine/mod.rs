@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | `io_uring` | Linux 6.0 and later | [`uring`] |
 //! | `epoll`, `kqueue` | Linux, Android; macOS, BSD | [`readiness`] |
-//! | `iocp` | Windows | [`iocp`] |
+//! | `iocp` | Windows | `iocp/`, with `acceptor.rs`, `port.rs` and `winsock.rs` |
 //! | `sim` | everywhere | [`sim`] |
 //!
 //! Every folder has the same files: `mod.rs` (the engine and its state), `accept.rs`, `connect.rs`, `receive.rs`,
