@@ -68,8 +68,7 @@ fn every_personality_shows_itself() {
         faults.buffer_max = 1 << 14;
         let mut happened = [0; Oddity::ALL.len()];
         for seed in 0..30 {
-            let features = ringport_engine::Features::default();
-            let setup = Setup { seed, path: String::new(), kind: None, sim: true, features };
+            let setup = Setup::simulated(seed);
             let network = played(&setup, &faults);
             happened.iter_mut().zip(Oddity::ALL).for_each(|(sum, oddity)| *sum += network.happened(oddity));
         }

@@ -101,6 +101,12 @@ pub struct Setup {
 }
 
 impl Setup {
+    /// The simulator with this seed, in no test in particular.
+    pub fn simulated(seed: u64) -> Self {
+        let (features, completions) = (Features::default(), RioCompletions::default());
+        Self { seed, path: String::new(), kind: None, sim: true, features, completions }
+    }
+
     /// A configuration with the features under test; on the simulator with a new network that never fails, only
     /// dawdles.
     pub fn config(&self) -> EngineConfig {
