@@ -70,9 +70,11 @@ extern "system" fn asked(what: u32) -> BOOL {
     if let Some(bell) = BELL.get() {
         bell.wake();
     }
-    while last {
+    if last {
         // Windows ends the program when this returns. It ends by itself as soon as it has drained.
-        std::thread::park();
+        loop {
+            std::thread::park();
+        }
     }
     1
 }
