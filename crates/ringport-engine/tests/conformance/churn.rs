@@ -42,7 +42,8 @@ pub fn thousands_at_once<E: Engine>(setup: &Setup) {
         let stats = world.server.pool.stats();
         assert_eq!(stats.leased, 0, "connections at rest hold slots: {stats:?}");
         world.finish();
-        assert_eq!(descriptors(), before, "descriptors were leaked");
+        let after = descriptors();
+        assert!(after <= before, "{before} descriptors, then {after}: some were leaked");
     });
 }
 
@@ -59,7 +60,7 @@ pub fn one_after_another<E: Engine>(setup: &Setup) {
         let after = Held::now(&world);
         if !setup.sim {
             eprintln!("{count} connections: {before:?}, then {after:?}");
-            assert_eq!(after.descriptors, before.descriptors, "descriptors were leaked");
+            assert!(after.descriptors <= before.descriptors, "{before:?}, then {after:?}");
             assert!(after.resident_kib < before.resident_kib + SLACK_KIB, "{before:?}, then {after:?}");
         }
         for (after, before) in after.pools.iter().zip(before.pools) {
