@@ -25,7 +25,7 @@ const BYTES: usize = 8192;
 /// A connection whose near end has a request queue, on one completion queue, over one registered buffer.
 struct Stage {
     table: RIO_EXTENSION_FUNCTION_TABLE,
-    near: Socket,
+    near: Near,
     far: TcpStream,
     completions: isize,
     queue: isize,
@@ -33,16 +33,31 @@ struct Stage {
     memory: *mut u8,
 }
 
-fn registered_socket(kind: Type, protocol: Protocol) -> Socket {
-    let socket = Socket::new(Domain::IPV4, kind, Some(protocol)).unwrap();
-    created(socket.as_raw_socket() as usize);
-    socket
+/// A socket for Registered I/O. It says when it is closed.
+struct Near(Socket);
+
+impl Near {
+    fn new(kind: Type, protocol: Protocol) -> Self {
+        let socket = Socket::new(Domain::IPV4, kind, Some(protocol)).unwrap();
+        created(socket.as_raw_socket() as usize);
+        Self(socket)
+    }
+
+    fn raw(&self) -> usize {
+        self.0.as_raw_socket() as usize
+    }
 }
 
-fn pair() -> (Socket, TcpStream) {
+impl Drop for Near {
+    fn drop(&mut self) {
+        closing(self.raw());
+    }
+}
+
+fn pair() -> (Near, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let near = registered_socket(Type::STREAM, Protocol::TCP);
-    near.connect(&listener.local_addr().unwrap().into()).unwrap();
+    let near = Near::new(Type::STREAM, Protocol::TCP);
+    near.0.connect(&listener.local_addr().unwrap().into()).unwrap();
     (near, listener.accept().unwrap().0)
 }
 
@@ -56,7 +71,7 @@ impl Stage {
         unsafe {
             let completions = table.RIOCreateCompletionQueue.unwrap()(8, how);
             let buffer = table.RIORegisterBuffer.unwrap()(memory, BYTES as u32);
-            let socket = near.as_raw_socket() as usize;
+            let socket = near.raw();
             let queue = table.RIOCreateRequestQueue.unwrap()(socket, 2, 1, 4, 1, completions, completions, ptr::null());
             assert!(completions != 0 && buffer != -1 && queue != 0);
             Self { table, near, far, completions, queue, buffer, memory }
@@ -199,9 +214,8 @@ fn closing_the_socket_ends_its_requests() {
     let stage = Stage::new(None);
     assert!(stage.receive(0, 10, 0, 1) && stage.receive(10, 10, 0, 2) && stage.send(20, b"x", DEFER, 3));
     let Stage { table, near, far, completions, queue, buffer, memory } = stage;
-    closing(near.as_raw_socket() as usize);
     drop(near);
-    let (far, near) = (far, registered_socket(Type::STREAM, Protocol::TCP));
+    let (far, near) = (far, Near::new(Type::STREAM, Protocol::TCP));
     let stage = Stage { table, near, far, completions, queue, buffer, memory };
     let mut ended: Vec<(i32, u64)> =
         stage.results(3).iter().map(|result| (result.Status, result.RequestContext)).collect();
@@ -246,7 +260,7 @@ fn a_port_gets_a_packet() {
     how.Anonymous.Iocp.Overlapped = ptr::from_mut(overlapped).cast();
     let mut stage = Stage::new(Some(&how));
     // Also when the socket is bound to the port itself: its operations post nothing there.
-    let socket = ptr::without_provenance_mut(stage.near.as_raw_socket() as usize);
+    let socket = ptr::without_provenance_mut(stage.near.raw());
     // SAFETY: both are open.
     assert!(!unsafe { CreateIoCompletionPort(socket, port, 1, 0) }.is_null());
     let packet = |time| {
@@ -267,14 +281,14 @@ fn a_port_gets_a_packet() {
 #[test]
 fn datagrams_have_addresses() {
     let peer = UdpSocket::bind("127.0.0.1:0").unwrap();
-    let near = registered_socket(Type::DGRAM, Protocol::UDP);
-    near.bind(&std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
-    let address = near.local_addr().unwrap();
+    let near = Near::new(Type::DGRAM, Protocol::UDP);
+    near.0.bind(&std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    let address = near.0.local_addr().unwrap();
     let mut stage = Stage::new(None);
     // SAFETY: the completion queue is live.
     unsafe {
         stage.table.RIOResizeCompletionQueue.unwrap()(stage.completions, 20);
-        let (socket, queue) = (near.as_raw_socket() as usize, stage.completions);
+        let (socket, queue) = (near.raw(), stage.completions);
         stage.queue = stage.table.RIOCreateRequestQueue.unwrap()(socket, 2, 1, 2, 1, queue, queue, ptr::null());
     }
     let (data, from) = (stage.slice(0, 100), stage.slice(100, 28));
@@ -362,7 +376,7 @@ breaches! {
     };
     a_queue_without_room: "resize it first", |stage| {
         let (near, _far) = pair();
-        let (socket, queue) = (near.as_raw_socket() as usize, stage.completions);
+        let (socket, queue) = (near.raw(), stage.completions);
         // SAFETY: the handles are live.
         unsafe { stage.table.RIOCreateRequestQueue.unwrap()(socket, 2, 1, 1, 1, queue, queue, ptr::null()) };
     };
@@ -380,7 +394,7 @@ breaches! {
         unsafe { stage.table.RIOCreateRequestQueue.unwrap()(socket, 1, 1, 1, 1, queue, queue, ptr::null()) };
     };
     a_closed_socket: "socket is closed", |stage| {
-        closing(stage.near.as_raw_socket() as usize);
+        closing(stage.near.raw());
         stage.receive(0, 10, 0, 0);
     };
     a_closed_completion_queue: "unknown completion queue", |stage| {
