@@ -54,19 +54,23 @@ make_prefix() {
 }
 
 # Without Wine's services the first of many programs would start them, and whoever waits for its output would wait for
-# theirs. They stay until the last run on this prefix has ended.
+# theirs. They stay until the last run on this prefix has ended. What a run that was killed left behind goes first.
 warm_up() {
-    wineserver --persistent
+    timeout 60 wineserver --kill --wait || true
+    timeout 60 wineserver --persistent
     timeout 120 wine wineboot < /dev/null > /dev/null 2>&1
 }
 
 install_tools >&2
 exec 8> "$prefix.preparing" 9> "$prefix.users"
+# Programs that stay must not keep the locks: they get neither 8 nor 9.
 flock 8
-flock --shared 9
-# Programs that stay must not keep the locks.
 make_prefix 8>&- 9>&-
-warm_up 8>&- 9>&-
+# Whoever can have it alone is the first.
+if flock --exclusive --nonblock 9; then
+    warm_up 8>&- 9>&-
+fi
+flock --shared 9
 flock --unlock 8
-trap 'flock --nonblock 9 && wineserver --kill 8>&- 9>&-' EXIT
+trap 'flock --exclusive --nonblock 9 && wineserver --kill 8>&- 9>&-' EXIT
 "$@" 8>&- 9>&-

@@ -17,7 +17,7 @@ const CONNECTIONS_MAX: u64 = 1_000_000;
 /// Smallest send limit. Below, the pieces sent at a time would be mostly overhead.
 const SEND_LIMIT_MIN: u64 = 1024;
 
-/// Server, client and benchmark on one completion-based core: io_uring, epoll or kqueue.
+/// Server, client and benchmark on one completion-based core: io_uring, epoll, kqueue or Windows' completion ports.
 #[derive(Debug, Parser)]
 #[command(name = "ringport", version, after_help = EXAMPLES, disable_help_subcommand = true)]
 pub(crate) struct Cli {
@@ -175,7 +175,7 @@ pub(crate) struct Bench {
     /// An echo server; without, one is started here on 127.0.0.1
     #[arg(value_name = "ADDR")]
     pub(crate) address: Option<Address>,
-    /// Engine of the load, and of the own server: auto, all, io_uring, epoll, kqueue
+    /// Engine of the load, and of the own server: auto, all, io_uring, epoll, kqueue, iocp, rio
     #[arg(long, value_name = "NAME", default_value = "auto", value_parser = engines_to_measure)]
     pub(crate) engine: EnginesToMeasure,
     /// Connections at once
@@ -248,7 +248,7 @@ pub(crate) struct Engines {
 /// The choice of an engine.
 #[derive(Clone, Copy, Debug, Args)]
 pub(crate) struct Engine {
-    /// Engine: auto (the best that works here), io_uring, epoll, kqueue; see `ringport engines`
+    /// Engine: auto (the best that works here), io_uring, epoll, kqueue, iocp, rio; see `ringport engines`
     #[arg(long = "engine", value_name = "NAME", default_value = "auto", value_parser = engine_or_auto)]
     choice: EngineChoice,
 }

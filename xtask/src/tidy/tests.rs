@@ -24,7 +24,7 @@ fn good() -> Repository {
     put(&mut repository, "crates/ringport-cli/src/platform.rs", "#[cfg(unix)]\nfn signals() {}\n");
     put(&mut repository, "crates/ringport-engine/src/engine/mod.rs", "#[cfg(target_os = \"linux\")]\nmod uring;\n");
     put(&mut repository, "crates/ringport-engine/src/engine/platform.rs", "#[cfg(windows)]\nfn f() {}\n");
-    for engine in ["uring", "readiness", "sim"] {
+    for engine in ["uring", "readiness", "iocp", "rio", "sim"] {
         for file in ["mod", "accept", "connect", "receive", "send", "close", "wait"] {
             put(&mut repository, &format!("crates/ringport-engine/src/engine/{engine}/{file}.rs"), "");
         }
@@ -129,6 +129,18 @@ fn an_ignored_test_without_a_reason() {
     refused(test, "#[cfg_attr(miri, ignore)]\nfn f() {}", 1, "says why");
     accepted(test, "#[ignore = \"needs two machines\"]\nfn f() {}\nfn ignore() {}");
     accepted(test, "#[cfg_attr(miri, ignore = \"Miri has no sockets\")]\nfn f() {}");
+}
+
+#[test]
+fn a_crate_for_tests_in_a_program() {
+    let text = |name: &str, table: &str| format!("[package]\nname = \"{name}\"\n[{table}]\nrio-standin = \"1\"\n");
+    let message = "may only be a development dependency";
+    refused("crates/ringport-engine/Cargo.toml", &text("ringport-engine", "dependencies"), 4, message);
+    refused("crates/other/Cargo.toml", &text("other", "target.'cfg(windows)'.dependencies"), 4, message);
+    accepted("crates/ringport-engine/Cargo.toml", &text("ringport-engine", "dev-dependencies"));
+    let own = "[package]\nname = \"ringport-engine\"\n[dev-dependencies.rio-standin]\npath = \"x\"\n";
+    accepted("crates/ringport-engine/Cargo.toml", own);
+    accepted("crates/rio-standin/src/lib.rs", "#[cfg(windows)]\nunsafe fn f() {}\n");
 }
 
 #[test]

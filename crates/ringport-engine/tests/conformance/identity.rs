@@ -103,6 +103,7 @@ pub fn churn_returns_everything<E: Engine>(setup: &Setup) {
             }
         }
         world.finish();
-        assert_eq!(descriptors(), before, "descriptors were leaked");
+        let after = descriptors();
+        assert!(after <= before, "{before} descriptors, then {after}: some were leaked");
     });
 }

@@ -2,12 +2,13 @@
 //!
 //! A test is a function generic over the engine, named once in [`each_test`]. It runs as `ENGINE::test`: once on a
 //! real engine, with many seeds on the simulator. Environment: `RINGPORT_SEEDS=N` asks for N seeds,
-//! `RINGPORT_SEED=N` replays one.
+//! `RINGPORT_SEED=N` replays one, `RINGPORT_CHURN=N` asks for N connections one after another.
 
 #![expect(unreachable_pub, reason = "a test binary has no public interface")]
 
 mod accepting;
 mod calls;
+mod churn;
 mod closing;
 mod data;
 mod flow;
@@ -29,6 +30,7 @@ macro_rules! each_test {
             accepting: accepting_pauses_and_goes_on, unlisten_ends_with_listener_closed, reset_before_accept_is_skipped,
                 a_second_bind_fails, out_of_descriptors_backs_off, ipv6_addresses_work, unix_addresses_work;
             calls: an_echo_takes_no_needless_call, a_loaded_wait_brings_many_events;
+            churn: thousands_at_once, one_after_another;
             closing: closed_is_the_last_event, half_close_lets_data_pass_both_ways, orderly_close_destroys_nothing,
                 abort_resets_the_peer, plain_close_with_unread_input_resets, bytes_before_a_failure_arrive_first,
                 refused_connect_closes_with_an_error, close_cancels_a_connect, close_in_flight_leaks_no_bytes,

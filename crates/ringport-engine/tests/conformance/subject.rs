@@ -166,7 +166,8 @@ fn refusal(kind: EngineKind, config: &EngineConfig) -> Option<String> {
     }
 }
 
-fn number(variable: &str) -> Option<u64> {
+/// The number in an environment variable.
+pub fn number(variable: &str) -> Option<u64> {
     std::env::var(variable).ok().map(|value| value.parse().expect("a number"))
 }
 

@@ -28,6 +28,9 @@
 //! - Sockets do not block, for the plain receives. Operations wait all the same.
 //! - Accepted sockets are bound to no port before somebody adopts them: a socket belongs to its port for life.
 //!
+//! What Windows does not say: how much of a cancelled send had left. What the packet reports is taken off; the rest comes
+//! back with `Closed`, though some of it may have arrived. It is at most one send of 256 KiB.
+//!
 //! Rejected: a receive with memory as long as a connection is busy (one call less a message; it would have to be cancelled
 //! for an idle pool), `DisconnectEx` with reuse of sockets (saves little since sockets became cheap, and brings back the
 //! old options), `SO_SNDBUF` of zero (every send would wait for an acknowledgement).

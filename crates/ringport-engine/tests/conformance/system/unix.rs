@@ -15,6 +15,28 @@ pub fn descriptors() -> usize {
     std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count)
 }
 
+/// Resident memory of this process in KiB, or 0 where the system does not tell by a file.
+pub fn resident_kib() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    line.and_then(|line| line.split_whitespace().next()).map_or(0, |kib| kib.parse().expect("a number"))
+}
+
+/// Raises the limit of descriptors of this process, if need be.
+///
+/// # Errors
+///
+/// If it may not have so many.
+pub fn allow_descriptors(count: usize) -> Result<(), String> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: getrlimit(2) writes one rlimit.
+    assert_eq!(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) }, 0);
+    limit.rlim_cur = limit.rlim_cur.max(count as libc::rlim_t);
+    // SAFETY: setrlimit(2) reads one rlimit.
+    let answer = unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
+    if answer == 0 { Ok(()) } else { Err(format!("{count} descriptors: {}", std::io::Error::last_os_error())) }
+}
+
 /// Lowers the limit of descriptors and opens files until none is left.
 ///
 /// # Errors
