@@ -154,7 +154,10 @@ fn an_echo_is_two_posts() {
                 Event::Received { conn, .. } => *conn == client,
                 _ => false,
             });
-            until(&mut engine, |engine, _| engine.conns.get(server).is_some_and(|conn| conn.flight.is_none()));
+            while engine.conns.get(server).is_some_and(|conn| conn.flight.is_some()) {
+                engine.wait(Some(Instant::now() + Duration::from_millis(50))).unwrap();
+                while engine.next().is_some() {}
+            }
         }
         let after = engine.stats();
         let [posts, sends, commits] =
