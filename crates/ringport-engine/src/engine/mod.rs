@@ -5,7 +5,7 @@
 //! | `io_uring` | Linux 6.0 and later | [`uring`] |
 //! | `epoll`, `kqueue` | Linux, Android; macOS, BSD | [`readiness`] |
 //! | `iocp` | Windows | `iocp/`, with `acceptor.rs`, `port.rs` and `winsock.rs` |
-//! | `rio` | Windows 8, Windows Server 2012 and later | `rio/` |
+//! | `rio` | Windows 8, Windows Server 2012 and later | `rio/`, with the same |
 //! | `sim` | everywhere | [`sim`] |
 //!
 //! Every folder has the same files: `mod.rs` (the engine and its state), `accept.rs`, `connect.rs`, `receive.rs`,

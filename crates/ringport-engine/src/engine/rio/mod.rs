@@ -43,6 +43,8 @@ mod queues;
 mod receive;
 mod send;
 mod table;
+#[cfg(test)]
+mod tests;
 mod wait;
 
 use std::collections::VecDeque;
@@ -183,6 +185,8 @@ pub struct RioEngine {
     noticing: bool,
     /// Completions came in this turn.
     busy: bool,
+    /// What made the engine unusable, found out between two waits.
+    failure: Option<io::Error>,
     /// Turns since the port was looked at.
     blind_turns: u32,
     farewells: VecDeque<Farewell>,
@@ -262,6 +266,7 @@ impl Engine for RioEngine {
             results_end: 0,
             noticing: false,
             busy: false,
+            failure: None,
             blind_turns: 0,
             farewells: VecDeque::new(),
             dirty: Vec::new(),

@@ -161,6 +161,12 @@ impl Completions {
         Ok(count as usize)
     }
 
+    /// Lets tests see what other answers do.
+    #[cfg(test)]
+    pub(super) fn set_dequeue(&mut self, dequeue: unsafe extern "system" fn(RIO_CQ, *mut RIORESULT, u32) -> u32) {
+        self.functions.dequeue_completion = dequeue;
+    }
+
     /// Asks for one notice, as soon as the queue is not empty. None may be under way.
     ///
     /// # Errors

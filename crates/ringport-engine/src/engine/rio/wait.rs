@@ -28,6 +28,9 @@ const BLIND_TURNS: u32 = 8;
 impl RioEngine {
     pub(super) fn turn(&mut self, deadline: Option<Instant>) -> io::Result<()> {
         self.stats.waits += 1;
+        if let Some(error) = self.failure.take() {
+            return Err(error);
+        }
         self.pool.collect();
         self.feed_starved();
         let pause_end = self.resume_listeners();
@@ -210,8 +213,7 @@ impl RioEngine {
             Packet::Rung => Some(Event::Woken),
             Packet::Signal(KEY_COMPLETIONS) => {
                 self.noticing = false;
-                // A corrupt queue answers the next wait in the same way.
-                let _ = self.refill();
+                self.failure = self.refill().err();
                 None
             }
             Packet::Signal(_) => None,
