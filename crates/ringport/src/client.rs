@@ -31,6 +31,11 @@ impl Client {
     }
 
     /// Opens `connections` connections to `address`, spread evenly over the workers. May be called several times.
+    ///
+    /// A host name is looked up when the client runs, on a thread of its own. If it has several addresses, or several are
+    /// given (`Vec<SocketAddr>`), each connection goes to the one that answers first: they are tried in turn, 250 ms apart or
+    /// as soon as one fails, alternating between IPv6 and IPv4 (RFC 8305). Only when all have failed is
+    /// [`Handler::connect_failed`] called, with the last error.
     pub fn connect<H: Handler>(
         self,
         address: impl IntoAddress,
@@ -50,7 +55,7 @@ impl Client {
         options: ConnectionOptions,
         make: impl Fn() -> H + Send + Sync + 'static,
     ) -> Self {
-        match address.into_address() {
+        match address.into_destination() {
             Ok(to) => self.plan.services.push(ServiceSpec {
                 factory: factory(make),
                 options,

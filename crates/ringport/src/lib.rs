@@ -36,7 +36,7 @@ mod session;
 mod simulation;
 mod worker;
 
-pub use address::{Address, IntoAddress};
+pub use address::{Address, Destination, IntoAddress};
 pub use blocking::{JobPanicked, QueueFull};
 pub use bytes::Bytes;
 pub use client::Client;

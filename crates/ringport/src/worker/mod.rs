@@ -18,12 +18,13 @@ mod counters;
 mod drain;
 mod gate;
 mod mailbox;
+mod race;
 mod service;
 mod settle;
 mod timers;
 mod wheel;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -37,6 +38,8 @@ pub(crate) use counters::Counters;
 pub use counters::WorkerStats;
 pub(crate) use gate::{Gate, Permit};
 pub(crate) use mailbox::Mailbox;
+use race::Race;
+pub(crate) use race::Resolved;
 use ringport_engine::{Buf, ConnId, Engine, EngineConfig, Event, ListenerId, Pool, PoolConfig};
 use service::{Call, Happening, Service};
 pub(crate) use service::{Factory, factory};
@@ -60,6 +63,9 @@ pub(crate) struct Worker<E: Engine> {
     share: Share,
     tick: Option<Duration>,
     drain: Option<Drain>,
+    /// Connects to several addresses under way, by number.
+    races: BTreeMap<u64, Race>,
+    next_race: u64,
     /// Ends when its last connection has ended: a client.
     until_idle: bool,
     /// Whose callback runs.
@@ -128,6 +134,7 @@ impl<E: Engine> Worker<E> {
             stopping: false,
             blocking: setup.blocking,
             done: VecDeque::new(),
+            resolving: 0,
         };
         Ok(Self {
             engine,
@@ -138,6 +145,8 @@ impl<E: Engine> Worker<E> {
             share: setup.share,
             tick: setup.tick,
             drain: None,
+            races: BTreeMap::new(),
+            next_race: 0,
             until_idle: setup.until_idle,
             current: None,
         })
@@ -183,7 +192,7 @@ impl<E: Engine> Worker<E> {
     /// Whether nothing is left to do, ever.
     pub(crate) fn is_finished(&self) -> bool {
         let ending = self.drain.is_some() || self.until_idle;
-        let ended = self.context.live == 0 && self.listeners.is_empty();
+        let ended = self.context.live == 0 && self.listeners.is_empty() && self.context.resolving == 0;
         ending && ended || self.drain.as_ref().is_some_and(|drain| drain.is_hopeless(self.context.now))
     }
 
@@ -282,8 +291,13 @@ impl<E: Engine> Worker<E> {
     }
 
     fn connected(&mut self, conn: ConnId) {
-        let Some(session) = self.context.find(conn) else { return };
+        let Some(session) = self.context.find(conn).filter(|session| session.phase == Phase::Connecting) else {
+            return;
+        };
         session.phase = Phase::Open;
+        if let Some(race) = session.rare.as_ref().and_then(|rare| rare.race) {
+            self.win(race, conn);
+        }
         self.context.totals.connected += 1;
         self.opened(conn);
     }
@@ -352,6 +366,7 @@ impl<E: Engine> Worker<E> {
             Letter::Abort(conn) => {
                 self.context.end(self.context.id_of(conn), Ending::Abort);
             }
+            Letter::Resolved(resolved) => self.resolved(*resolved),
             Letter::Adopt(socket, service, permit) => {
                 self.context.totals.taken_over += 1;
                 self.adopt(socket, service, permit);
@@ -376,6 +391,7 @@ impl<E: Engine> Worker<E> {
                     self.settle(conn);
                 }
             }
+            Timer::Race(number) => self.next_attempt(number),
             Timer::Memory => self.look_at_memory(),
         }
     }
