@@ -27,6 +27,7 @@
 mod address;
 mod blocking;
 mod client;
+mod common;
 mod error;
 mod handler;
 mod plan;
