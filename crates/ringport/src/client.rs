@@ -5,6 +5,7 @@ use std::time::Duration;
 use ringport_engine::{EngineConfig, EngineKind, PoolConfig, SocketOptions};
 
 use crate::address::IntoAddress;
+use crate::common::common_options;
 use crate::error::{Error, Result};
 use crate::handler::Handler;
 use crate::plan::{Plan, Role, Running, ServiceSpec};
@@ -31,6 +32,11 @@ impl Client {
     }
 
     /// Opens `connections` connections to `address`, spread evenly over the workers. May be called several times.
+    ///
+    /// A host name is looked up when the client runs, on a thread of its own. If it has several addresses, or several are
+    /// given (`Vec<SocketAddr>`), each connection goes to the one that answers first: they are tried in turn, 250 ms apart or
+    /// as soon as one fails, alternating between IPv6 and IPv4 (RFC 8305). Only when all have failed is
+    /// [`Handler::connect_failed`] called, with the last error.
     pub fn connect<H: Handler>(
         self,
         address: impl IntoAddress,
@@ -50,7 +56,7 @@ impl Client {
         options: ConnectionOptions,
         make: impl Fn() -> H + Send + Sync + 'static,
     ) -> Self {
-        match address.into_address() {
+        match address.into_destination() {
             Ok(to) => self.plan.services.push(ServiceSpec {
                 factory: factory(make),
                 options,
@@ -63,56 +69,7 @@ impl Client {
         self
     }
 
-    /// Sets the number of workers. One by default.
-    pub fn workers(mut self, workers: usize) -> Self {
-        self.plan.workers = workers;
-        self
-    }
-
-    /// Binds each worker to a core. Off by default; Linux only.
-    pub fn pin(mut self, pin: bool) -> Self {
-        self.plan.pin = pin;
-        self
-    }
-
-    /// Uses this engine. By default the best one that works here is chosen.
-    pub fn engine(mut self, engine: Option<EngineKind>) -> Self {
-        self.plan.engine = engine;
-        self
-    }
-
-    /// Sets how the engine is opened.
-    pub fn engine_config(mut self, config: EngineConfig) -> Self {
-        self.plan.config = config;
-        self
-    }
-
-    /// Sets the buffers of each worker.
-    pub fn pool(mut self, pool: PoolConfig) -> Self {
-        self.plan.pool = pool;
-        self
-    }
-
-    /// Sets the most bytes that may be queued, kept as partial frames or held as copies of received bytes, over all workers
-    /// together: 1 GiB by default. Beyond it a send meets the [`OverLimit`](crate::OverLimit) policy of its connection, and
-    /// connections that receive rest. The buffer pools, fixed memory of every worker, come on top.
-    pub fn memory_limit(mut self, bytes: u64) -> Self {
-        self.plan.memory_limit = bytes;
-        self
-    }
-
-    /// Sets the most threads for what blocks, over all workers together: 4 by default. They are started when
-    /// [`Context::spawn_blocking`](crate::Context::spawn_blocking) needs them, and end when they are idle.
-    pub fn blocking_threads(mut self, threads: usize) -> Self {
-        self.plan.blocking_threads = threads;
-        self
-    }
-
-    /// Calls [`Handler::tick`] on every worker at this interval. Off by default.
-    pub fn tick(mut self, interval: Duration) -> Self {
-        self.plan.tick = Some(interval);
-        self
-    }
+    common_options!();
 
     /// Starts the workers on threads of their own; they begin to connect.
     ///

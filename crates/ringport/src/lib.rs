@@ -27,6 +27,7 @@
 mod address;
 mod blocking;
 mod client;
+mod common;
 mod error;
 mod handler;
 mod plan;
@@ -36,7 +37,7 @@ mod session;
 mod simulation;
 mod worker;
 
-pub use address::{Address, IntoAddress};
+pub use address::{Address, Destination, IntoAddress};
 pub use blocking::{JobPanicked, QueueFull};
 pub use bytes::Bytes;
 pub use client::Client;

@@ -13,7 +13,7 @@ use ringport_engine::{
     Engine, EngineConfig, EngineKind, ListenOptions, PoolConfig, Selection, SockAddr, Socket, SocketOptions,
 };
 
-use crate::address::Address;
+use crate::address::{Address, Destination};
 use crate::blocking::Blocking;
 use crate::error::{Error, Result};
 use crate::remote::Remote;
@@ -46,7 +46,7 @@ pub(crate) struct ServiceSpec {
 #[derive(Clone)]
 pub(crate) enum Role {
     Listen(Address, ListenOptions),
-    Connect { to: Address, connections: usize, options: SocketOptions },
+    Connect { to: Destination, connections: usize, options: SocketOptions },
 }
 
 /// Everything needed to start.
@@ -448,7 +448,7 @@ pub(crate) struct Setup {
     pin: Option<usize>,
     /// Sockets, the services they belong to, and whether their connections are handed over.
     listen: Vec<(Socket, u32, bool)>,
-    connect: Vec<(Address, usize, SocketOptions, u32)>,
+    connect: Vec<(Destination, usize, SocketOptions, u32)>,
     worker: WorkerSetup,
 }
 
@@ -469,10 +469,7 @@ impl Setup {
             worker.listen(socket, service, hand_over)?;
         }
         for (to, connections, options, service) in self.connect {
-            let to = to.to_system()?;
-            for _ in 0..connections {
-                worker.connect(&to, &options, service);
-            }
+            worker.connect_to(to, connections, options, service);
         }
         Ok(worker)
     }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use ringport_engine::{EngineConfig, EngineKind, ListenOptions, PoolConfig};
 
 use crate::address::IntoAddress;
+use crate::common::common_options;
 use crate::error::{Error, Result};
 use crate::handler::Handler;
 use crate::plan::{Plan, Role, Running, ServiceSpec, Spread};
@@ -83,35 +84,7 @@ impl Server {
         self
     }
 
-    /// Sets the number of workers, each a thread with connections of its own. One by default.
-    pub fn workers(mut self, workers: usize) -> Self {
-        self.plan.workers = workers;
-        self
-    }
-
-    /// Binds each worker to a core. Off by default; Linux only.
-    pub fn pin(mut self, pin: bool) -> Self {
-        self.plan.pin = pin;
-        self
-    }
-
-    /// Uses this engine. By default the best one that works here is chosen.
-    pub fn engine(mut self, engine: Option<EngineKind>) -> Self {
-        self.plan.engine = engine;
-        self
-    }
-
-    /// Sets how the engine is opened.
-    pub fn engine_config(mut self, config: EngineConfig) -> Self {
-        self.plan.config = config;
-        self
-    }
-
-    /// Sets the buffers of each worker.
-    pub fn pool(mut self, pool: PoolConfig) -> Self {
-        self.plan.pool = pool;
-        self
-    }
+    common_options!();
 
     /// Sets how connections are spread over workers.
     pub fn spread(mut self, spread: Spread) -> Self {
@@ -136,27 +109,6 @@ impl Server {
     /// closed, and counted as refused. Off by default.
     pub fn accept_rate(mut self, rate: Option<Rate>) -> Self {
         self.plan.accept_rate = rate;
-        self
-    }
-
-    /// Sets the most bytes that may be queued, kept as partial frames or held as copies of received bytes, over all workers
-    /// together: 1 GiB by default. Beyond it a send meets the [`OverLimit`](crate::OverLimit) policy of its connection, and
-    /// connections that receive rest. The buffer pools, fixed memory of every worker, come on top.
-    pub fn memory_limit(mut self, bytes: u64) -> Self {
-        self.plan.memory_limit = bytes;
-        self
-    }
-
-    /// Sets the most threads for what blocks, over all workers together: 4 by default. They are started when
-    /// [`Context::spawn_blocking`](crate::Context::spawn_blocking) needs them, and end when they are idle.
-    pub fn blocking_threads(mut self, threads: usize) -> Self {
-        self.plan.blocking_threads = threads;
-        self
-    }
-
-    /// Calls [`Handler::tick`] on every worker at this interval. Off by default.
-    pub fn tick(mut self, interval: Duration) -> Self {
-        self.plan.tick = Some(interval);
         self
     }
 

@@ -209,6 +209,8 @@ pub(crate) struct Rare {
     /// What may still be received, in bytes and in messages.
     pub(crate) bytes_left: Bucket,
     pub(crate) messages_left: Bucket,
+    /// The race of several addresses that it is in while it connects.
+    pub(crate) race: Option<u64>,
     /// The place that it takes of those of its address.
     pub(crate) permit: Option<Permit>,
     /// A partial frame.

@@ -32,11 +32,10 @@ impl<E: Engine> Worker<E> {
     }
 
     /// Begins to connect for `service`.
-    pub(crate) fn connect(&mut self, to: &SockAddr, options: &SocketOptions, service: u32) {
+    pub(super) fn connect(&mut self, to: &SockAddr, options: &SocketOptions, service: u32) {
         match self.engine.connect(to, options) {
             Ok(conn) => {
-                self.context.global_live.fetch_add(1, Ordering::Relaxed);
-                self.insert(conn, service, Phase::Connecting);
+                self.insert_connecting(conn, service);
                 self.deadline(conn);
             }
             Err(error) => self.services[service as usize].connect_failed(&mut self.context, &error),
@@ -102,6 +101,12 @@ impl<E: Engine> Worker<E> {
                 tracing::warn!(%error, "a connection could not be registered and is closed");
             }
         }
+    }
+
+    /// Takes in a connection that has just begun to connect.
+    pub(super) fn insert_connecting(&mut self, conn: ConnId, service: u32) {
+        self.context.global_live.fetch_add(1, Ordering::Relaxed);
+        self.insert(conn, service, Phase::Connecting);
     }
 
     fn insert(&mut self, conn: ConnId, service: u32, phase: Phase) {

@@ -77,7 +77,9 @@ pub struct Context {
     pub(super) stopping: bool,
     /// Threads for what blocks; `None` in a simulation, where everything happens on one.
     pub(super) blocking: Option<Arc<Blocking>>,
-    /// Results of such work, in a simulation.
+    /// Lookups of host names under way.
+    pub(super) resolving: usize,
+    /// Results of blocking work, in a simulation.
     pub(super) done: VecDeque<(ConnectionId, Message)>,
 }
 

@@ -18,12 +18,13 @@ mod counters;
 mod drain;
 mod gate;
 mod mailbox;
+mod race;
 mod service;
 mod settle;
 mod timers;
 mod wheel;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -37,6 +38,8 @@ pub(crate) use counters::Counters;
 pub use counters::WorkerStats;
 pub(crate) use gate::{Gate, Permit};
 pub(crate) use mailbox::Mailbox;
+use race::Race;
+pub(crate) use race::Resolved;
 use ringport_engine::engine::{asked_to_end, ring_when_asked_to_end};
 use ringport_engine::{Buf, ConnId, Engine, EngineConfig, Event, ListenerId, Pool, PoolConfig};
 use service::{Call, Happening, Service};
@@ -63,6 +66,9 @@ pub(crate) struct Worker<E: Engine> {
     drain: Option<Drain>,
     /// Time to drain when the process is asked to end; `None` if another worker sees to that, or nobody.
     stop_on_signals: Option<Duration>,
+    /// Connects to several addresses under way, by number.
+    races: BTreeMap<u64, Race>,
+    next_race: u64,
     /// Ends when its last connection has ended: a client.
     until_idle: bool,
     /// Whose callback runs.
@@ -135,6 +141,7 @@ impl<E: Engine> Worker<E> {
             stopping: false,
             blocking: setup.blocking,
             done: VecDeque::new(),
+            resolving: 0,
         };
         Ok(Self {
             engine,
@@ -146,6 +153,8 @@ impl<E: Engine> Worker<E> {
             tick: setup.tick,
             stop_on_signals: setup.stop_on_signals,
             drain: None,
+            races: BTreeMap::new(),
+            next_race: 0,
             until_idle: setup.until_idle,
             current: None,
         })
@@ -191,7 +200,7 @@ impl<E: Engine> Worker<E> {
     /// Whether nothing is left to do, ever.
     pub(crate) fn is_finished(&self) -> bool {
         let ending = self.drain.is_some() || self.until_idle;
-        let ended = self.context.live == 0 && self.listeners.is_empty();
+        let ended = self.context.live == 0 && self.listeners.is_empty() && self.context.resolving == 0;
         ending && ended || self.drain.as_ref().is_some_and(|drain| drain.is_hopeless(self.context.now))
     }
 
@@ -303,8 +312,13 @@ impl<E: Engine> Worker<E> {
     }
 
     fn connected(&mut self, conn: ConnId) {
-        let Some(session) = self.context.find(conn) else { return };
+        let Some(session) = self.context.find(conn).filter(|session| session.phase == Phase::Connecting) else {
+            return;
+        };
         session.phase = Phase::Open;
+        if let Some(race) = session.rare.as_ref().and_then(|rare| rare.race) {
+            self.win(race, conn);
+        }
         self.context.totals.connected += 1;
         self.opened(conn);
     }
@@ -373,6 +387,7 @@ impl<E: Engine> Worker<E> {
             Letter::Abort(conn) => {
                 self.context.end(self.context.id_of(conn), Ending::Abort);
             }
+            Letter::Resolved(resolved) => self.resolved(*resolved),
             Letter::Adopt(socket, service, permit) => {
                 self.context.totals.taken_over += 1;
                 self.adopt(socket, service, permit);
@@ -397,6 +412,7 @@ impl<E: Engine> Worker<E> {
                     self.settle(conn);
                 }
             }
+            Timer::Race(number) => self.next_attempt(number),
             Timer::Memory => self.look_at_memory(),
         }
     }

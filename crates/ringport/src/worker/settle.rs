@@ -165,8 +165,12 @@ impl<E: Engine> Worker<E> {
             let late = session.reason == Some(CloseReason::ConnectTimeout);
             let kind = if late { io::ErrorKind::TimedOut } else { io::ErrorKind::ConnectionAborted };
             let error = why.unwrap_or_else(|| kind.into());
+            let race = session.rare.as_ref().and_then(|rare| rare.race);
             self.forget(conn);
-            self.services[service].connect_failed(&mut self.context, &error);
+            match race {
+                Some(race) => self.attempt_failed(race, conn, error),
+                None => self.services[service].connect_failed(&mut self.context, &error),
+            }
             return;
         }
         let reason = match &why {

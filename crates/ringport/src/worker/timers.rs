@@ -23,6 +23,8 @@ pub(super) enum Timer {
     Linger(ConnId),
     /// A session may receive again.
     Rate(ConnId),
+    /// The next address of a race is due.
+    Race(u64),
     /// A timer of the user.
     User(TimerId),
     /// The handlers' background tick.

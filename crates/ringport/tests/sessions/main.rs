@@ -4,6 +4,7 @@
 
 mod blocking;
 mod closing;
+mod connecting;
 mod deadlines;
 mod finish;
 mod flow;
