@@ -49,5 +49,5 @@ pub use ringport_engine::{
 };
 pub use server::Server;
 pub use session::{CloseReason, CloseReport, ConnectionOptions, OverLimit, Refusal, SendOutcome};
-pub use simulation::{Faults, Simulation};
+pub use simulation::{Faults, Personality, Simulation};
 pub use worker::{ConnectionId, Context, TimerId, WorkerStats};

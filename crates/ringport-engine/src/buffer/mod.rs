@@ -20,7 +20,6 @@ mod tests;
 pub use chunk::Chunk;
 pub use lease::Buf;
 pub(crate) use pool::SlotClass;
-#[allow(unused_imports, reason = "only io_uring lends slots to the kernel")]
 pub(crate) use pool::SlotId;
 pub use pool::{Pool, PoolConfig, PoolStats};
 pub use queue::SendQueue;

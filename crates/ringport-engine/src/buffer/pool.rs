@@ -333,7 +333,6 @@ impl Pool {
     }
 
     /// Takes a slot out of the free list for the kernel to fill later. It is neither free nor leased.
-    #[allow(dead_code, reason = "only io_uring lends slots to the kernel")]
     pub(crate) fn lend(&self, class: SlotClass) -> Option<SlotId> {
         let list = self.0.list(class);
         let slot = list.pop()?;
@@ -347,7 +346,6 @@ impl Pool {
     ///
     /// `slot` came from [`Pool::lend`] of this pool, has not been reclaimed since, and the kernel has let go of it.
     /// `bytes` is at most the size of the slot.
-    #[allow(dead_code, reason = "only io_uring lends slots to the kernel")]
     #[inline]
     pub(crate) unsafe fn reclaim(&self, slot: SlotId, bytes: u32) -> Buf {
         let list = self.0.list(self.0.region.class(slot));
@@ -358,7 +356,6 @@ impl Pool {
     }
 
     /// Address and size of a slot, for the kernel.
-    #[allow(dead_code, reason = "only io_uring lends slots to the kernel")]
     #[inline]
     pub(crate) fn slot_memory(&self, slot: SlotId) -> (*mut u8, u32) {
         (self.0.region.slot_address(slot), self.0.region.slot_bytes(slot))

@@ -1,8 +1,8 @@
 //! The laws of `engine/contract.rs`, each tested on every engine of this machine.
 //!
 //! A test is a function generic over the engine, named once in [`each_test`]. It runs as `ENGINE::test`: once on a
-//! real engine, with many seeds on the simulator. Environment: `RINGPORT_SEEDS=N` asks for N seeds,
-//! `RINGPORT_SEED=N` replays one.
+//! real engine, with many seeds on the simulator: first those of `seeds.txt`, which once found something. Environment:
+//! `RINGPORT_SEEDS=N` asks for N more, `RINGPORT_SEED=N` replays one alone.
 
 #![expect(unreachable_pub, reason = "a test binary has no public interface")]
 

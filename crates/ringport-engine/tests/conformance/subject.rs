@@ -106,19 +106,34 @@ pub fn run<S: Subject>(path: &str, body: fn(&Setup)) {
         return body(&setup);
     }
     let (seeds, start) = (number("RINGPORT_SEEDS"), Instant::now());
+    let play = |seed| play(&Setup { seed, ..setup.clone() }, body);
+    regressions(&setup.path, include_str!("seeds.txt")).into_iter().for_each(play);
     for seed in 0..seeds.unwrap_or(SEEDS) {
-        setup.seed = seed;
-        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| body(&setup))) {
-            let path = &setup.path;
-            eprintln!(
-                "replay: RINGPORT_SEED={seed} cargo test -p ringport-engine --test conformance -- --exact {path}"
-            );
-            resume_unwind(panic);
-        }
+        play(seed);
         if seeds.is_none() && start.elapsed() > SEEDS_TIME {
             break;
         }
     }
+}
+
+/// Plays one seed. If it fails, says how to repeat that.
+fn play(setup: &Setup, body: fn(&Setup)) {
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| body(setup))) {
+        let Setup { seed, path, .. } = setup;
+        eprintln!("replay: RINGPORT_SEED={seed} cargo test -p ringport-engine --test conformance -- --exact {path}");
+        eprintln!("keep: add `{path} {seed} # what it found` to crates/ringport-engine/tests/conformance/seeds.txt");
+        resume_unwind(panic);
+    }
+}
+
+/// The seeds that `text` lists for the test `path`.
+pub fn regressions(path: &str, text: &str) -> Vec<u64> {
+    let lines = text.lines().map(|line| line.split('#').next().unwrap_or_default().trim());
+    let pairs = lines.filter(|line| !line.is_empty()).map(|line| {
+        let (wanted, seed) = line.split_once(char::is_whitespace).unwrap_or_else(|| panic!("no seed in {line:?}"));
+        (wanted, seed.trim().parse().unwrap_or_else(|_| panic!("{seed:?} is no seed")))
+    });
+    pairs.filter(|(wanted, _)| [path, "*"].contains(wanted)).map(|(_, seed)| seed).collect()
 }
 
 /// Why the engine cannot run here.

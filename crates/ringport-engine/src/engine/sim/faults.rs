@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use super::Personality;
+
 /// Splitmix64: small, fast, and the same on every machine.
 #[derive(Clone, Debug)]
 pub(super) struct Rng(u64);
@@ -58,6 +60,10 @@ pub struct Faults {
     pub accept_reset: u16,
     /// A connect is refused although somebody listens.
     pub connect_refused: u16,
+    /// The kernel behaves in one of the ways that are peculiar to its [`Personality`].
+    pub odd: u16,
+    /// Which kernel interface the network behaves like. It stays what it was at first when faults are replaced.
+    pub personality: Personality,
     /// Longest delay.
     pub delay_max: Duration,
     /// Largest kernel buffer of one direction of a connection, in bytes. Each is drawn from an eighth of this to all.
@@ -79,6 +85,8 @@ impl Faults {
             emfile: 0,
             accept_reset: 0,
             connect_refused: 0,
+            odd: 0,
+            personality: Personality::Readiness,
             delay_max: Duration::ZERO,
             buffer_max: 64 * 1024,
         }
@@ -104,6 +112,8 @@ impl Faults {
             emfile: rate(500),
             accept_reset: rate(300),
             connect_refused: rate(300),
+            odd: rate(500),
+            personality: Personality::of_seed(seed),
             delay_max: Duration::from_micros(10 << rng.below(10)),
             buffer_max: 1 << rng.below(19),
         }

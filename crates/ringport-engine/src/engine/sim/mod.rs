@@ -2,7 +2,9 @@
 //! seed.
 //!
 //! It obeys the same contract as the others and runs the same suite. What it adds is repetition: a race that one seed
-//! found is found by that seed each time, and [`Network::trace`] shows that two runs were the same.
+//! found is found by that seed each time, and [`Network::trace`] shows that two runs were the same. A seed also decides
+//! which kernel interface the network behaves like (`personality.rs`), and the memory that its kernel works on is watched
+//! (`memory.rs`).
 //!
 //! Rejected: threads and real time (nothing would repeat), and an engine that only records calls (it could not show
 //! what a caller does when a send is short or a pause comes late). The price is that it shows nothing about a real
@@ -12,7 +14,9 @@ mod accept;
 mod close;
 mod connect;
 mod faults;
+mod memory;
 mod network;
+mod personality;
 mod receive;
 mod send;
 mod tcp;
@@ -32,9 +36,11 @@ use crate::id::{ConnId, Id, ListenerId, Table};
 use crate::socket::{SockAddr, Socket, SocketOptions};
 
 pub use faults::Faults;
+use memory::{Posted, Reading};
 pub(crate) use network::Endpoint;
 pub use network::Network;
 use network::{Note, State};
+pub use personality::{Oddity, Personality};
 
 /// An engine on a simulated [`Network`].
 ///
@@ -45,6 +51,8 @@ pub struct SimEngine {
     /// Its inbox in the network.
     number: usize,
     pool: Pool,
+    /// Slots that the kernel may write to.
+    posted: Posted,
     config: EngineConfig,
     listeners: Table<Listener>,
     conns: Table<Conn>,
@@ -76,6 +84,16 @@ struct Conn {
     record: SendQueue,
     /// A FIN was asked for.
     finishing: bool,
+    /// Bytes that the kernel took and has not reported.
+    unreported: usize,
+    /// A send is in the request queue, which has room for one.
+    send_posted: bool,
+    /// Pieces that were sent and that the kernel still reads.
+    reading: VecDeque<Reading>,
+    /// A readiness edge was told, and not everything was read since.
+    readable: bool,
+    /// A receive was under way when the connection was closed.
+    eats: bool,
     /// The peer's FIN was reported.
     peer_closed: bool,
     /// Receiving has failed for want of a buffer, so that the next try is made in earnest.
@@ -95,7 +113,21 @@ enum ConnState {
 impl Conn {
     fn new(socket: Id, state: ConnState) -> Self {
         let record = SendQueue::new();
-        Self { socket, state, record, finishing: false, peer_closed: false, starving: false, received: 0, turn: 0 }
+        Self {
+            socket,
+            state,
+            record,
+            finishing: false,
+            unreported: 0,
+            send_posted: false,
+            reading: VecDeque::new(),
+            readable: false,
+            eats: false,
+            peer_closed: false,
+            starving: false,
+            received: 0,
+            turn: 0,
+        }
     }
 }
 
@@ -120,6 +152,7 @@ impl Engine for SimEngine {
         Ok(Self {
             network,
             number,
+            posted: Posted::new(pool.clone()),
             pool,
             config: config.clone(),
             listeners: Table::new(),

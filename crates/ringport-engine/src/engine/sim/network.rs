@@ -20,6 +20,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::faults::{Faults, Rng, mix};
+use super::personality::{Oddities, Oddity, Personality};
 use super::tcp::{FIRST_PORT, SimListener, SimSocket};
 use crate::engine::contract::Close;
 use crate::id::{ConnId, Id, ListenerId, Table};
@@ -63,9 +64,17 @@ impl Network {
         self.lock().hopeless_waits
     }
 
-    /// Replaces the faults from now on, for instance to let a run come to rest.
+    /// Replaces the faults from now on, for instance to let a run come to rest. The personality stays.
     pub fn set_faults(&self, faults: Faults) {
-        self.lock().faults = faults;
+        let mut state = self.lock();
+        let personality = state.faults.personality;
+        state.faults = Faults { personality, ..faults };
+    }
+
+    /// How often the kernel behaved in this odd way so far.
+    #[must_use]
+    pub fn happened(&self, oddity: Oddity) -> u64 {
+        self.lock().oddities[oddity as usize]
     }
 
     /// Largest kernel buffer of one direction of a connection, in bytes.
@@ -186,6 +195,8 @@ pub(super) enum Note {
     Receive(ConnId),
     Send(ConnId),
     Failed(ConnId),
+    /// The kernel no longer reads the oldest pieces that it sent.
+    Released(ConnId),
     Closed(ConnId, u64),
     Woken,
 }
@@ -205,6 +216,7 @@ impl Note {
             Self::Failed(id) => (7, conn(id)),
             Self::Closed(id, _) => (8, conn(id)),
             Self::Woken => (9, 0),
+            Self::Released(id) => (10, conn(id)),
         }
     }
 }
@@ -282,6 +294,7 @@ pub(super) struct State {
     actions: u64,
     pub(super) ports: u16,
     trace: u64,
+    pub(super) oddities: Oddities,
     pub(super) hopeless_waits: u64,
 }
 
@@ -299,6 +312,7 @@ impl State {
             actions: 0,
             ports: FIRST_PORT,
             trace: mix(seed),
+            oddities: Oddities::default(),
             hopeless_waits: 0,
         }
     }
@@ -327,11 +341,12 @@ impl State {
         }
     }
 
-    /// Moves what `engine` has to look at to `ready`.
-    pub(super) fn empty_inbox(&mut self, engine: usize, ready: &mut VecDeque<Note>) {
+    /// Moves what `engine` has to look at to `ready`, up to `most` notes. The others stay for the next turn.
+    pub(super) fn empty_inbox(&mut self, engine: usize, ready: &mut VecDeque<Note>, most: usize) {
         let inbox = &mut self.inboxes[engine];
-        inbox.woken = false;
-        ready.append(&mut inbox.notes);
+        let count = inbox.notes.len().min(most);
+        ready.extend(inbox.notes.drain(..count));
+        inbox.woken = inbox.notes.iter().any(|note| matches!(note, Note::Woken));
     }
 
     pub(super) fn tell(&mut self, engine: usize, note: Note) {
@@ -388,7 +403,11 @@ impl State {
             Action::Close { socket, how, engine, conn } => {
                 let unacked = self.sockets.get(socket).map_or(0, |socket| socket.outgoing.len() as u64);
                 self.release(socket, how);
-                self.tell(engine, Note::Closed(conn, unacked));
+                if self.is_odd(Oddity::LateCancel) {
+                    self.schedule(Action::Tell(engine, Note::Closed(conn, unacked)));
+                } else {
+                    self.tell(engine, Note::Closed(conn, unacked));
+                }
             }
             Action::Tell(engine, note) => self.tell(engine, note),
         }
@@ -416,7 +435,7 @@ impl State {
     }
 
     pub(super) fn queues_sends(&mut self) -> bool {
-        self.rng.chance(self.faults.queued_send)
+        self.faults.personality == Personality::Rio || self.rng.chance(self.faults.queued_send)
     }
 
     pub(super) fn pauses_late(&mut self) -> bool {

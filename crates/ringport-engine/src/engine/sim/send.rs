@@ -1,8 +1,10 @@
 //! Sending: pieces move into the connection's record, and from there into the kernel's buffer as it has room.
 
+use super::memory::Reading;
 use super::network::{Action, Note, State};
+use super::personality::Oddity;
 use super::{Conn, ConnState, SimEngine};
-use crate::buffer::SendQueue;
+use crate::buffer::{Chunk, SendQueue};
 use crate::engine::contract::{Event, SendProgress};
 use crate::id::ConnId;
 
@@ -16,7 +18,7 @@ impl SimEngine {
         self.stats.calls += 1;
         let number = self.number;
         let Some((mut state, conn)) = self.open_conn(id) else { return NOTHING };
-        if conn.state != ConnState::Open || conn.finishing || !conn.record.is_empty() {
+        if conn.state != ConnState::Open || conn.finishing || conn.is_sending() {
             return NOTHING;
         }
         if queue.is_empty() {
@@ -29,28 +31,37 @@ impl SimEngine {
             let Some(piece) = queue.pop() else { break };
             conn.record.push(piece);
         }
-        let bytes = if state.queues_sends() { 0 } else { hand_over(&mut state, conn) };
-        if !conn.record.is_empty() {
+        if state.is_odd(Oddity::LatePacket) {
+            conn.unreported = hand_over(&mut state, conn, number, id);
+        }
+        let bytes =
+            if conn.unreported > 0 || state.queues_sends() { 0 } else { hand_over(&mut state, conn, number, id) };
+        if conn.unreported > 0 {
+            conn.post_send();
+            state.schedule(Action::Tell(number, Note::Send(id)));
+        } else if !conn.record.is_empty() {
             wait_for_room(&mut state, conn, number, id);
         }
-        SendProgress { bytes, idle: conn.record.is_empty() }
+        SendProgress { bytes, idle: !conn.is_sending() }
     }
 
     /// A send completes, wholly or in part.
     pub(super) fn send_one(&mut self, id: ConnId) -> Option<Event> {
         let conn = self.conns.get_mut(id)?;
         let mut state = self.network.lock();
+        let posted = std::mem::take(&mut conn.send_posted);
         if conn.state == ConnState::Closing {
             // The cancel comes before or after this completion, which nobody is told about.
             if state.flips() {
-                hand_over(&mut state, conn);
+                hand_over(&mut state, conn, self.number, id);
             }
             return None;
         }
-        if conn.record.is_empty() {
+        if !conn.is_sending() {
             return None;
         }
-        let bytes = hand_over(&mut state, conn);
+        assert!(posted || state.tells_edges(), "a send completes that was not posted");
+        let bytes = std::mem::take(&mut conn.unreported) + hand_over(&mut state, conn, self.number, id);
         let idle = conn.record.is_empty();
         if !idle {
             wait_for_room(&mut state, conn, self.number, id);
@@ -58,6 +69,14 @@ impl SimEngine {
             state.finish(conn.socket);
         }
         (bytes > 0).then_some(Event::Sent { conn: id, bytes, idle })
+    }
+
+    /// The kernel lets go of what it read.
+    pub(super) fn released(&mut self, id: ConnId) -> Option<Event> {
+        if let Some(reading) = self.conns.get_mut(id)?.reading.pop_front() {
+            reading.end();
+        }
+        None
     }
 
     pub(super) fn finish_sending(&mut self, id: ConnId) {
@@ -69,9 +88,27 @@ impl SimEngine {
     }
 }
 
+impl Conn {
+    /// Whether a send is in flight.
+    fn is_sending(&self) -> bool {
+        !self.record.is_empty() || self.unreported > 0
+    }
+
+    /// Puts a send into the request queue. On a real machine one too many is lost without a word.
+    fn post_send(&mut self) {
+        assert!(!std::mem::replace(&mut self.send_posted, true), "the request queue is full");
+    }
+
+    /// Whether the kernel still reads memory of sends that are complete.
+    pub(super) fn is_read(&self) -> bool {
+        !self.reading.is_empty()
+    }
+}
+
 /// Moves what fits out of the record into the kernel and says how much that was.
-fn hand_over(state: &mut State, conn: &mut Conn) -> usize {
+fn hand_over(state: &mut State, conn: &mut Conn, engine: usize, id: ConnId) -> usize {
     let room = state.send_room(conn.socket).min(usize::try_from(conn.record.bytes()).unwrap_or(usize::MAX));
+    let room = room.min(state.slice_bytes());
     let count = state.some_of(room);
     let Some(socket) = state.sockets.get_mut(conn.socket) else { return 0 };
     let mut left = count;
@@ -83,14 +120,32 @@ fn hand_over(state: &mut State, conn: &mut Conn) -> usize {
             break;
         }
     }
-    conn.record.consume(count);
+    if count > 0 && state.is_odd(Oddity::LateNotice) {
+        conn.reading.push_back(Reading::new(sent_pieces(&mut conn.record, count)));
+        state.schedule(Action::Tell(engine, Note::Released(id)));
+    } else {
+        conn.record.consume(count);
+    }
     state.note_down(count as u64);
     state.kick(conn.socket);
     count
 }
 
+/// Takes the pieces out of the record that lie wholly in its first `count` bytes, and drops the rest of those bytes.
+fn sent_pieces(record: &mut SendQueue, mut count: usize) -> Vec<Chunk> {
+    let mut pieces = Vec::new();
+    while record.front().is_some_and(|piece| piece.len() <= count) {
+        let Some(piece) = record.pop() else { break };
+        count -= piece.len();
+        pieces.push(piece);
+    }
+    record.consume(count);
+    pieces
+}
+
 /// Continues the record when the kernel has room: later if there is some already, else when the peer took something.
-fn wait_for_room(state: &mut State, conn: &Conn, engine: usize, id: ConnId) {
+fn wait_for_room(state: &mut State, conn: &mut Conn, engine: usize, id: ConnId) {
+    conn.post_send();
     if state.send_room(conn.socket) > 0 {
         state.schedule(Action::Tell(engine, Note::Send(id)));
     } else if let Some(socket) = state.sockets.get_mut(conn.socket) {

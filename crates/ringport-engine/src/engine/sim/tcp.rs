@@ -232,15 +232,17 @@ impl State {
         }
     }
 
-    /// Tells the owner that there is something to receive, if it wants to know.
+    /// Tells the owner that there is something to receive, if it wants to know. A system that tells edges tells it in any
+    /// case, and only once.
     pub(super) fn note_receive(&mut self, id: Id) {
+        let edges = self.tells_edges();
         let Some(socket) = self.sockets.get_mut(id) else { return };
         let Some((engine, conn)) = socket.owner else { return };
         let readable = !socket.incoming.is_empty() || socket.fin_received || socket.error.is_some();
         if socket.noted || !readable {
             return;
         }
-        if socket.armed {
+        if socket.armed || edges {
             socket.noted = true;
             self.schedule(Action::Tell(engine, Note::Receive(conn)));
         } else if socket.error.is_some() {
