@@ -119,8 +119,8 @@ impl<E: Engine> Worker<E> {
         // What the kernel still took after the engine was told to close has had no event of its own.
         let handed = session.accepted.saturating_sub(unsent + session.outbox.bytes());
         debug_assert!(handed >= session.handed, "the ledger of {conn}: {handed} < {}", session.handed);
-        let late = handed - session.handed;
-        session.handed = handed;
+        let late = handed.saturating_sub(session.handed);
+        session.handed += late;
         let (service, state) = (session.service as usize, session.state);
         if !session.opened {
             let error = why.unwrap_or_else(|| io::ErrorKind::ConnectionAborted.into());
