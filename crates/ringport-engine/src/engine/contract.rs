@@ -16,8 +16,11 @@
 //!    generation. Calls with a stale id do nothing (or return `NotFound` where they return something).
 //!    A connection that fails closes itself: bytes that arrived before the failure are delivered first if receiving is
 //!    `On`, then comes `Closed` with the error. The caller need not (but may) call `close`.
+//!    While receiving is `Paused`, an engine may notice a failure at once, and bytes that nobody received are lost then.
+//!    At the latest it notices when receiving goes on (those bytes come first) or when something is sent.
 //! 4. **One receive armed and one send in flight** per connection. A send may be vectored. While one is in
-//!    flight, `send` takes nothing; the caller calls it again after [`Event::Sent`].
+//!    flight, `send` takes nothing; the caller calls it again after [`Event::Sent`]. Before [`Event::Connected`] it takes
+//!    nothing either, and says so by no bytes and not `idle`; the caller calls it again after that event.
 //! 5. **`Sent` reports what the kernel took,** no more. A short send continues from its record. What never left comes
 //!    back with `Closed`.
 //! 6. **`Paused` is a wish:** what was already received still arrives, and nothing is dropped. `PeerClosed` comes after
@@ -91,7 +94,8 @@ pub trait Engine: Sized {
     /// Says whether received bytes are wanted.
     fn receive(&mut self, conn: ConnId, want: Want);
 
-    /// Hands the front of `queue` to the kernel, unless a send is in flight already or the connection is closing.
+    /// Hands the front of `queue` to the kernel, unless a send is in flight already, the connection is closing or its
+    /// [`Event::Connected`] has not come yet.
     ///
     /// Says what the kernel took before this call returned. Unless that was everything the engine took out of the
     /// queue, the send is in flight and [`Event::Sent`] reports the rest, in one or more parts, the last with

@@ -234,3 +234,34 @@ pub fn close_twice_is_one_event<E: Engine>(setup: &Setup) {
     world.until("the server knows", |world| world.server.is_closed(server) || world.server.log(server).peer_closed);
     world.finish();
 }
+
+/// A connection that failed while paused is closed with the reason at the latest when receiving goes on, after what had
+/// arrived before, or when something is sent.
+pub fn a_failure_while_paused_is_noticed_in_time<E: Engine>(setup: &Setup) {
+    let mut world = World::<E>::new(setup);
+    let pairs = world.silent_pairs(2);
+    for (_, client) in &pairs {
+        world.client.send(*client, "L");
+        world.until("it is sent", |world| {
+            let log = world.client.log(*client);
+            let done = log.in_flight == 0 && log.outbox.is_empty();
+            done && world.client.engine.info(*client).expect("a live connection").unacked.unwrap_or(0) == 0
+        });
+        world.client.close(*client, Close::Abort);
+        world.until_closed(At::Client, *client);
+    }
+    world.settle();
+    let [(receives, _), (sends, _)] = pairs[..] else { unreachable!("two were made") };
+    if !world.server.is_closed(receives) {
+        world.server.engine.receive(receives, Want::On);
+        assert_eq!(world.until_closed(At::Server, receives), Some(ErrorKind::ConnectionReset));
+        check_equal(&world.server.log(receives).received, b"L");
+    }
+    if !world.server.is_closed(sends) {
+        world.server.send(sends, "into the void");
+    }
+    let why = world.until_closed(At::Server, sends);
+    assert!(matches!(why, Some(ErrorKind::ConnectionReset | ErrorKind::BrokenPipe)), "{why:?}");
+    assert!(world.server.log(sends).received.is_empty());
+    world.finish();
+}

@@ -27,10 +27,10 @@ macro_rules! each_test {
             closing: closed_is_the_last_event, half_close_lets_data_pass_both_ways, orderly_close_destroys_nothing,
                 abort_resets_the_peer, plain_close_with_unread_input_resets, bytes_before_a_failure_arrive_first,
                 refused_connect_closes_with_an_error, close_cancels_a_connect, close_in_flight_leaks_no_bytes,
-                close_twice_is_one_event;
+                close_twice_is_one_event, a_failure_while_paused_is_noticed_in_time;
             data: every_size_arrives_exactly, vectored_sends_arrive_exactly, large_messages_stream_both_ways,
                 one_send_is_in_flight, sent_says_what_the_kernel_took, unsent_comes_back, sent_bytes_need_no_caller,
-                received_buffers_are_sent_on, small_writes_coalesce;
+                received_buffers_are_sent_on, small_writes_coalesce, sending_waits_for_connected;
             flow: pausing_loses_nothing, pause_then_fin, idle_connections_pin_no_buffer, a_dry_pool_is_transient,
                 one_slot_feeds_many, low_slots_are_copied, addresses_match;
             identity: stale_ids_do_nothing, slots_are_reused_with_new_generations, churn_returns_everything;

@@ -54,7 +54,6 @@ impl ReadinessEngine {
         match outcome {
             Ok(_) => {
                 conn.connecting = false;
-                conn.writable = conn.record.is_some();
                 conn.finish_if_idle();
                 Some(Event::Connected { conn: id })
             }

@@ -21,10 +21,6 @@ impl ReadinessEngine {
         if queue.is_empty() {
             return SendProgress { bytes: 0, idle: true };
         }
-        if conn.connecting {
-            conn.record = Some(take_record(queue));
-            return nothing;
-        }
         match direct::send(socket.as_fd(), queue, &mut self.stats.calls) {
             Ok(bytes) if queue.is_empty() => SendProgress { bytes, idle: true },
             Ok(bytes) => {
@@ -72,7 +68,7 @@ impl Conn {
     /// Whether `send` may take anything.
     #[inline]
     fn may_send(&self) -> bool {
-        self.record.is_none() && !self.finishing && self.failure.is_none()
+        self.record.is_none() && !self.connecting && !self.finishing && self.failure.is_none()
     }
 
     /// Sends the FIN if it was asked for and nothing is in flight before it.
