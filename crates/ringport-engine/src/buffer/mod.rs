@@ -14,6 +14,7 @@ mod chunk;
 mod lease;
 mod pool;
 mod queue;
+mod shortage;
 #[cfg(test)]
 mod tests;
 

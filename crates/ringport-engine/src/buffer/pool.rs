@@ -14,11 +14,13 @@ use std::fmt;
 use std::ptr::NonNull;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crossbeam_queue::ArrayQueue;
 
 use super::Buf;
+use super::shortage::Shortage;
+use crate::engine::contract::Waker;
 
 const PAGE_BYTES: usize = 4096;
 
@@ -128,9 +130,10 @@ pub(super) struct Region {
     config: PoolConfig,
     /// Slots that other threads dropped.
     returned: ArrayQueue<u32>,
-    returned_count: AtomicU32,
     /// Bytes of the copies that were made because slots ran low, as long as somebody holds them.
     pub(super) copied_out_bytes: AtomicU64,
+    /// How many those are, and whether an engine waits for one.
+    shortage: Shortage<Waker>,
 }
 
 // SAFETY: the region is plain memory. Every access goes through a lease of one slot, leases are unique, and what is
@@ -153,15 +156,8 @@ impl Region {
         // SAFETY: the padding is at most the page that was added.
         let base = unsafe { allocation.add(padding) };
         let returned = ArrayQueue::new((config.small_slots + config.large_slots) as usize);
-        Self {
-            allocation,
-            base,
-            layout,
-            config,
-            returned,
-            returned_count: AtomicU32::new(0),
-            copied_out_bytes: AtomicU64::new(0),
-        }
+        let copied_out_bytes = AtomicU64::new(0);
+        Self { allocation, base, layout, config, returned, shortage: Shortage::new(), copied_out_bytes }
     }
 
     pub(super) fn slot_bytes(&self, slot: SlotId) -> u32 {
@@ -190,11 +186,13 @@ impl Region {
         unsafe { self.base.as_ptr().add(offset) }
     }
 
-    /// Gives a slot back from any thread.
+    /// Gives a slot back from any thread. Wakes the engine if it waits for one.
     pub(super) fn give_back(&self, slot: SlotId) {
         let pushed = self.returned.push(slot.0);
         debug_assert!(pushed.is_ok(), "the list has room for every slot");
-        self.returned_count.fetch_add(1, Ordering::Release);
+        if let Some(bell) = self.shortage.came_back() {
+            bell.wake();
+        }
     }
 }
 
@@ -409,7 +407,7 @@ impl Pool {
     #[inline]
     pub(crate) fn collect(&self) {
         let region = &self.0.region;
-        if region.returned_count.load(Ordering::Acquire) > 0 {
+        if region.shortage.is_over() {
             self.collect_slowly();
         }
     }
@@ -417,10 +415,26 @@ impl Pool {
     #[cold]
     fn collect_slowly(&self) {
         let region = &self.0.region;
-        while let Some(slot) = region.returned.pop() {
-            region.returned_count.fetch_sub(1, Ordering::AcqRel);
+        // No more than were counted: one that is being given back just now counts itself in a moment.
+        while region.shortage.is_over()
+            && let Some(slot) = region.returned.pop()
+        {
+            region.shortage.taken_in();
             self.0.release(SlotId(slot));
         }
+    }
+
+    /// An engine with starved connections is about to sleep: a slot that another thread gives back rings `bell`. Returns
+    /// `false` if one is there already; then it must not sleep.
+    #[cold]
+    pub(crate) fn begin_shortage(&self, bell: &Waker) -> bool {
+        self.0.region.shortage.begin(bell)
+    }
+
+    /// The engine is awake again.
+    #[cold]
+    pub(crate) fn end_shortage(&self) {
+        self.0.region.shortage.end();
     }
 
     /// A copy of the received bytes if slots are low, otherwise `buf` itself.

@@ -26,7 +26,7 @@
 //! 6. **`Paused` is a wish:** what was already received still arrives, and nothing is dropped. `PeerClosed` comes after
 //!    all bytes before it, so that a paused connection may learn of it only when it goes on.
 //! 7. **No buffer for an idle connection.** Running out of buffers is transient: receiving goes on when one comes
-//!    back, and is never reported as an end of stream.
+//!    back, on whatever thread that is, and is never reported as an end of stream. No timer looks for one.
 //! 8. **A failed accept never stops accepting.** Out of descriptors or memory, the engine backs off from
 //!    [`ACCEPT_BACKOFF_MIN`] to [`ACCEPT_BACKOFF_MAX`] and reports [`Event::AcceptFailed`]; a connection reset before
 //!    it was accepted is skipped and counted. Other sockets go on.
@@ -225,7 +225,7 @@ pub enum Event {
         /// where the system cannot say.
         unacked: Option<u64>,
     },
-    /// A [`Waker`] rang.
+    /// A [`Waker`] rang, or another thread gave back a buffer that a connection waited for.
     Woken,
 }
 

@@ -40,7 +40,8 @@ macro_rules! each_test {
                 one_send_is_in_flight, sent_says_what_the_kernel_took, unsent_comes_back, sent_bytes_need_no_caller,
                 received_buffers_are_sent_on, small_writes_coalesce, sending_waits_for_connected;
             flow: pausing_loses_nothing, pause_then_fin, idle_connections_pin_no_buffer, a_dry_pool_is_transient,
-                one_slot_feeds_many, low_slots_are_copied, addresses_match;
+                one_slot_feeds_many, low_slots_are_copied, addresses_match,
+                a_slot_from_another_thread_ends_the_sleep;
             identity: stale_ids_do_nothing, slots_are_reused_with_new_generations, churn_returns_everything;
             lifetime: an_engine_dropped_in_flight, buffers_outlive_the_engine, a_forgotten_engine_is_harmless,
                 the_pool_may_go_first, a_panic_in_a_turn_is_survived;

@@ -13,10 +13,6 @@ use super::{Conn, ReadinessEngine};
 use crate::engine::contract::Event;
 use crate::id::{ConnId, Id, ListenerId};
 
-/// Longest sleep while a connection has no buffer. A buffer that another thread drops rings no bell, and this bounds how
-/// long it goes unnoticed; one that this thread drops is noticed at once.
-const STARVED_WAIT: Duration = Duration::from_millis(10);
-
 /// A deadline at least this far away is left to the alarm, where there is one: it is set once, and thousands of turns
 /// pass without a timeout of their own, which would start and stop a timer of the kernel each time.
 const ALARM_FROM: Duration = Duration::from_millis(50);
@@ -106,9 +102,17 @@ impl ReadinessEngine {
     pub(super) fn begin_turn(&mut self, deadline: Option<Instant>) -> io::Result<()> {
         self.stats.waits += 1;
         self.feed_starved();
-        let timeout = self.timeout(deadline);
+        let mut timeout = self.timeout(deadline);
+        let hungry = !self.starved.is_empty() && timeout != Some(Duration::ZERO);
+        if hungry && !self.pool.begin_shortage(&self.waker) {
+            timeout = Some(Duration::ZERO);
+        }
         self.stats.calls += 1;
-        match self.poll.poll(&mut self.events, timeout) {
+        let outcome = self.poll.poll(&mut self.events, timeout);
+        if hungry {
+            self.pool.end_shortage();
+        }
+        match outcome {
             Ok(()) => {}
             // The list of events is empty then.
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -128,7 +132,7 @@ impl ReadinessEngine {
         if self.turn.has_leftovers() || self.descriptor_freed {
             return Some(Duration::ZERO);
         }
-        if self.resting.is_empty() && self.starved.is_empty() {
+        if self.resting.is_empty() {
             let deadline = deadline?;
             if deadline <= self.now {
                 return Some(Duration::ZERO);
@@ -141,8 +145,7 @@ impl ReadinessEngine {
         let resting = self.resting.iter().filter_map(|id| self.listeners.get(*id));
         let rests =
             resting.filter(|listener| listener.socket.is_some()).filter_map(|listener| listener.backoff.until());
-        let starved = if self.starved.is_empty() { None } else { Some(now + STARVED_WAIT) };
-        let first = rests.chain(starved).chain(deadline).min()?;
+        let first = rests.chain(deadline).min()?;
         let left = first.saturating_duration_since(now);
         if left >= ALARM_FROM && self.alarm.as_ref().is_some_and(|alarm| alarm.set(left).is_ok()) {
             self.alarm_at = Some(first);

@@ -337,24 +337,31 @@ impl UringEngine {
 
     #[cold]
     fn feed_multishot(&mut self, slots: u32) {
-        for _ in 0..slots {
-            let Some(id) = self.starved.pop_front() else { return };
-            self.feed(id);
+        let mut left = slots;
+        while left > 0
+            && let Some(id) = self.starved.pop_front()
+        {
+            left -= u32::from(self.feed(id));
         }
     }
 
     #[cold]
     fn feed_direct(&mut self) {
-        for _ in 0..self.pool.free(SlotClass::Large) {
-            let Some(id) = self.starved_direct.pop_front() else { return };
-            self.feed(id);
+        let mut left = self.pool.free(SlotClass::Large);
+        while left > 0
+            && let Some(id) = self.starved_direct.pop_front()
+        {
+            left -= u32::from(self.feed(id));
         }
     }
 
-    fn feed(&mut self, id: ConnId) {
-        if let Some(conn) = self.conns.get_mut(id) {
-            conn.starved = false;
-            self.settle(id);
-        }
+    /// Lets a connection go on, and says whether it will take a slot. One that no longer wants one takes none, and nobody
+    /// would wake the next.
+    fn feed(&mut self, id: ConnId) -> bool {
+        let Some(conn) = self.conns.get_mut(id) else { return false };
+        conn.starved = false;
+        let takes = conn.wanted && !conn.eof && matches!(conn.state, State::Open | State::Failing);
+        self.settle(id);
+        takes
     }
 }

@@ -2,20 +2,16 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use io_uring::opcode;
 use io_uring::types::{Fd, Timespec};
 
 use super::ring::{Block, Completion, Ring};
 use super::{Conn, Farewell, GENERATION_MASK, Op, UringEngine};
-use crate::engine::contract::{Event, Wake};
+use crate::engine::contract::{Event, Wake, Waker};
 use crate::engine::platform;
 use crate::id::{ConnId, Id};
-
-/// How often a starved connection looks for a slot when the only ones who can give one back are other threads, which
-/// ring no bell. With a low mark above 0 the engine always keeps slots of its own, and this is never reached.
-const STARVED_CHECK: Duration = Duration::from_millis(10);
 
 /// Alarms under way at once. A new one is needed when a deadline comes up that is earlier than all before.
 const ALARMS: u32 = 16;
@@ -33,8 +29,17 @@ impl UringEngine {
             chooser.sample(platform::thread_time());
         }
         let retry = self.resume_listeners();
-        let block = self.block(deadline, retry);
-        self.ring.enter(block)?;
+        let mut block = self.block(deadline, retry);
+        let starved = !self.starved.is_empty() || !self.starved_direct.is_empty();
+        let hungry = starved && !matches!(block, Block::No);
+        if hungry && !self.pool.begin_shortage(&Waker(self.bell.clone())) {
+            block = Block::No;
+        }
+        let entered = self.ring.enter(block);
+        if hungry {
+            self.pool.end_shortage();
+        }
+        entered?;
         self.now = Instant::now();
         self.ready_this_turn = self.ready.len();
         self.ready_first = !self.ready_first;
@@ -48,14 +53,10 @@ impl UringEngine {
         if !self.ready.is_empty() || !self.farewells.is_empty() || self.ring.has_leftovers() {
             return Block::No;
         }
-        let mut until = match (deadline, retry) {
+        let until = match (deadline, retry) {
             (Some(deadline), Some(retry)) => Some(deadline.min(retry)),
             (deadline, retry) => deadline.or(retry),
         };
-        if !self.starved.is_empty() || !self.starved_direct.is_empty() {
-            let check = self.now + STARVED_CHECK;
-            until = Some(until.map_or(check, |until| until.min(check)));
-        }
         match until {
             None => Block::Forever,
             Some(until) if until <= self.now => Block::No,
