@@ -156,10 +156,14 @@ impl IocpEngine {
             return;
         }
         self.pool.collect();
-        for _ in 0..self.pool.free(SlotClass::Large) {
-            let Some(id) = self.starved.pop_front() else { return };
+        let mut slots = self.pool.free(SlotClass::Large);
+        while slots > 0
+            && let Some(id) = self.starved.pop_front()
+        {
             if let Some(conn) = self.conns.get_mut(id) {
                 conn.starved = false;
+                // One that no longer wants it takes nothing: nobody would wake the next.
+                slots -= u32::from(conn.wanted && !conn.eof);
                 self.enqueue(id);
             }
         }

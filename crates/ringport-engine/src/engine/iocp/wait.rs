@@ -4,12 +4,8 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use super::{IocpEngine, Notice};
-use crate::engine::contract::Event;
+use crate::engine::contract::{Engine, Event};
 use crate::engine::port::{Load, Packet};
-
-/// Longest sleep while a connection has no slot. A slot that another thread drops rings no bell, and this bounds how long
-/// it goes unnoticed; one that this thread drops is noticed at once.
-const STARVED_WAIT: Duration = Duration::from_millis(10);
 
 impl IocpEngine {
     pub(super) fn turn(&mut self, deadline: Option<Instant>) -> io::Result<()> {
@@ -21,7 +17,16 @@ impl IocpEngine {
         let pause_end = self.resume_listeners();
         if !self.port.has_leftovers() {
             self.stats.dequeues += 1;
-            self.port.wait(self.timeout(deadline, pause_end))?;
+            let mut timeout = self.timeout(deadline, pause_end);
+            let hungry = !self.starved.is_empty() && timeout != Some(Duration::ZERO);
+            if hungry && !self.pool.begin_shortage(&self.waker()) {
+                timeout = Some(Duration::ZERO);
+            }
+            let outcome = self.port.wait(timeout);
+            if hungry {
+                self.pool.end_shortage();
+            }
+            outcome?;
         }
         self.now = Instant::now();
         self.ready_this_turn = self.ready.len();
@@ -35,10 +40,8 @@ impl IocpEngine {
         if !self.ready.is_empty() || !self.notices.is_empty() {
             return Some(Duration::ZERO);
         }
-        let now = Instant::now();
-        let starved = (!self.starved.is_empty()).then(|| now + STARVED_WAIT);
-        let first = [deadline, pause_end, starved].into_iter().flatten().min()?;
-        Some(first.saturating_duration_since(now))
+        let first = [deadline, pause_end].into_iter().flatten().min()?;
+        Some(first.saturating_duration_since(Instant::now()))
     }
 
     #[inline]
