@@ -262,6 +262,15 @@ pub fn a_failure_while_paused_is_noticed_in_time<E: Engine>(setup: &Setup) {
     let [(receives, _), (sends, _)] = pairs[..] else { unreachable!("two were made") };
     if !world.server.is_closed(receives) {
         world.server.engine.receive(receives, Want::On);
+        world.until("the reset is noticed", |world| {
+            world.server.is_closed(receives) || world.server.log(receives).peer_closed
+        });
+        if !setup.sim && world.server.log(receives).peer_closed && system::loses_resets() {
+            eprintln!(
+                "skipped: this system forgets a reset that no receive was waiting for, and says that the peer closed"
+            );
+            return world.finish();
+        }
         assert_eq!(world.until_closed(At::Server, receives), Some(ErrorKind::ConnectionReset));
         check_equal(&world.server.log(receives).received, b"L");
     }

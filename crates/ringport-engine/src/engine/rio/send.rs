@@ -30,8 +30,7 @@ impl RioEngine {
     pub(super) fn start_send(&mut self, id: ConnId, queue: &mut SendQueue) -> SendProgress {
         const NOTHING: SendProgress = SendProgress { bytes: 0, idle: false };
         let Some(conn) = self.conns.get_mut(id) else { return NOTHING };
-        let live = matches!(conn.state, State::Connecting | State::Open);
-        if !live || conn.finishing || conn.flight.is_some() {
+        if conn.state != State::Open || conn.finishing || conn.flight.is_some() {
             return NOTHING;
         }
         if queue.is_empty() {
