@@ -64,8 +64,8 @@ pub(crate) struct Worker<E: Engine> {
     tick: Option<Duration>,
     drain: Option<Drain>,
     /// Connects to several addresses under way, by number.
-    races: BTreeMap<u64, Race>,
-    next_race: u64,
+    races: BTreeMap<u32, Race>,
+    next_race: u32,
     /// Ends when its last connection has ended: a client.
     until_idle: bool,
     /// Whose callback runs.
