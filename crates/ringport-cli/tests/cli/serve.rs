@@ -80,10 +80,12 @@ fn generate_counts_and_discard_swallows() {
 }
 
 #[test]
-fn a_refused_send_waits_and_loses_nothing() {
+fn what_is_over_the_limit_waits_and_loses_nothing() {
     for engine in engines() {
-        for limit in ["1k", "10k", "100k"] {
-            let server = Server::start(&["echo", "--engine", engine, "--send-limit", limit, "--over-limit", "refuse"]);
+        for (limit, policy) in
+            [("1k", "refuse"), ("10k", "refuse"), ("100k", "refuse"), ("1k", "wait"), ("100k", "wait")]
+        {
+            let server = Server::start(&["echo", "--engine", engine, "--send-limit", limit, "--over-limit", policy]);
             let mut stream = server.connect();
             let data = pattern(8 << 20);
             let (sent, mut writer) = (data.clone(), stream.try_clone().expect("a second handle"));
@@ -95,7 +97,7 @@ fn a_refused_send_waits_and_loses_nothing() {
             let mut back = Vec::new();
             stream.read_to_end(&mut back).expect("it comes back, then the end");
             sender.join().expect("all was sent");
-            assert!(back == data, "{engine}, {limit}: {} of {} bytes", back.len(), data.len());
+            assert!(back == data, "{engine}, {limit}, {policy}: {} of {} bytes", back.len(), data.len());
         }
     }
 }
@@ -167,6 +169,43 @@ fn the_limit_of_connections_holds() {
             assert!(Instant::now() < end, "{engine}: no room for another");
             thread::sleep(Duration::from_millis(20));
         }
+    }
+}
+
+/// Whether the server answers on `stream`.
+fn answers(stream: &mut TcpStream) -> bool {
+    stream.write_all(b"?").is_ok() && stream.read_exact(&mut [0; 1]).is_ok()
+}
+
+#[test]
+fn refusals_are_told_by_their_reason_at_the_end() {
+    for engine in engines() {
+        for (option, reason) in [("--max-per-address", "refused_by_address=1"), ("--accept-rate", "refused_by_rate=1")]
+        {
+            let mut server = Server::start(&["echo", "--engine", engine, option, "2"]);
+            let mut inside = [server.connect(), server.connect()];
+            assert!(!answers(&mut server.connect()), "{engine} {option}: one too many");
+            assert!(inside.iter_mut().all(answers), "{engine} {option}");
+            drop(inside);
+            assert_eq!(server.stop(), 0);
+            let errors = server.program.errors();
+            assert!(errors.contains("refused=1") && errors.contains(reason), "{engine}: {errors}");
+        }
+    }
+}
+
+#[test]
+fn a_rate_of_received_bytes_slows_and_loses_nothing() {
+    for engine in engines() {
+        let mut server = Server::start(&["discard", "--engine", engine, "--receive-rate", "20M"]);
+        let started = Instant::now();
+        let mut stream = server.connect();
+        stream.write_all(&pattern(60 << 20)).expect("it takes everything");
+        stream.shutdown(Shutdown::Write).expect("a half-close");
+        assert_eq!(stream.read(&mut [0; 16]).expect("an end in order"), 0);
+        assert!(started.elapsed() > Duration::from_millis(1500), "{engine}: {:?}", started.elapsed());
+        assert_eq!(server.stop(), 0);
+        assert!(server.program.errors().contains("received_bytes=62914560"), "{}", server.program.errors());
     }
 }
 

@@ -210,7 +210,7 @@ pub(crate) struct Rare {
     pub(crate) bytes_left: Bucket,
     pub(crate) messages_left: Bucket,
     /// The race of several addresses that it is in while it connects.
-    pub(crate) race: Option<u64>,
+    pub(crate) race: Option<u32>,
     /// The place that it takes of those of its address.
     pub(crate) permit: Option<Permit>,
     /// A partial frame.

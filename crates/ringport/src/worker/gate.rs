@@ -72,7 +72,7 @@ impl Drop for Permit {
     }
 }
 
-/// Whose address it is. A network of IPv6 addresses with a common first half is one peer's (RFC 6177).
+/// Whose address it is. A site has at least a whole network of IPv6 addresses with a common first half (RFC 6177).
 fn who(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(_) => address,

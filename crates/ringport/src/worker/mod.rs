@@ -67,8 +67,8 @@ pub(crate) struct Worker<E: Engine> {
     /// Time to drain when the process is asked to end; `None` if another worker sees to that, or nobody.
     stop_on_signals: Option<Duration>,
     /// Connects to several addresses under way, by number.
-    races: BTreeMap<u64, Race>,
-    next_race: u64,
+    races: BTreeMap<u32, Race>,
+    next_race: u32,
     /// Ends when its last connection has ended: a client.
     until_idle: bool,
     /// Whose callback runs.

@@ -105,7 +105,7 @@ impl<E: Engine> Worker<E> {
 
     fn begin_race(&mut self, left: VecDeque<SockAddr>, options: &SocketOptions, service: u32) {
         let number = self.next_race;
-        self.next_race += 1;
+        self.next_race = self.next_race.wrapping_add(1);
         let began = self.context.clock;
         let options = options.clone();
         let race = Race { service, options, left, attempts: Vec::new(), began, error: None, timer: None };
@@ -114,7 +114,7 @@ impl<E: Engine> Worker<E> {
     }
 
     /// Tries the next address, or ends a race in which nothing is left to try.
-    pub(super) fn next_attempt(&mut self, number: u64) {
+    pub(super) fn next_attempt(&mut self, number: u32) {
         let Some(race) = self.races.get_mut(&number) else { return };
         if let Some(key) = race.timer.take() {
             self.context.timers.cancel(key);
@@ -142,7 +142,7 @@ impl<E: Engine> Worker<E> {
         }
     }
 
-    fn begin_attempt(&mut self, conn: ConnId, service: u32, race: u64, began: u32) {
+    fn begin_attempt(&mut self, conn: ConnId, service: u32, race: u32, began: u32) {
         self.insert_connecting(conn, service);
         if let Some(session) = self.context.find(conn) {
             session.opened_at = began;
@@ -152,7 +152,7 @@ impl<E: Engine> Worker<E> {
     }
 
     /// A connection of a race has failed. Without the race it had lost before.
-    pub(super) fn attempt_failed(&mut self, number: u64, conn: ConnId, error: io::Error) {
+    pub(super) fn attempt_failed(&mut self, number: u32, conn: ConnId, error: io::Error) {
         let over = self.drain.is_some() || error.kind() == io::ErrorKind::TimedOut && self.is_late(number);
         let Some(race) = self.races.get_mut(&number) else { return };
         race.attempts.retain(|attempt| *attempt != conn);
@@ -165,7 +165,7 @@ impl<E: Engine> Worker<E> {
     }
 
     /// Whether the time for all attempts together is over.
-    fn is_late(&self, number: u64) -> bool {
+    fn is_late(&self, number: u32) -> bool {
         let Some(race) = self.races.get(&number) else { return true };
         let limit = self.context.options[race.service as usize].connect_timeout;
         let passed = Duration::from_millis(self.context.clock.wrapping_sub(race.began).into());
@@ -173,7 +173,7 @@ impl<E: Engine> Worker<E> {
     }
 
     /// A connection of a race is established: the others are closed.
-    pub(super) fn win(&mut self, number: u64, winner: ConnId) {
+    pub(super) fn win(&mut self, number: u32, winner: ConnId) {
         let Some(race) = self.races.remove(&number) else { return };
         if let Some(key) = race.timer {
             self.context.timers.cancel(key);

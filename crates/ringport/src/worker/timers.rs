@@ -24,7 +24,7 @@ pub(super) enum Timer {
     /// A session may receive again.
     Rate(ConnId),
     /// The next address of a race is due.
-    Race(u64),
+    Race(u32),
     /// A timer of the user.
     User(TimerId),
     /// The handlers' background tick.
