@@ -82,6 +82,26 @@ pub fn reset_before_accept_is_skipped<E: Engine>(setup: &Setup) {
     world.finish();
 }
 
+/// An accepted connection belongs to whoever adopts it, also to another engine than the one that accepted it (F13).
+pub fn another_engine_may_adopt<E: Engine>(setup: &Setup) {
+    let mut world = World::<E>::new(setup);
+    let address = world.address.clone();
+    let near = world.client.connect(&address);
+    world.until("it is accepted", |world| world.client.log(near).connected && !world.server.accepted.is_empty());
+    let socket = world.server.accepted.remove(0);
+    let far = world.client.adopt(socket);
+    world.client.engine.receive(far, Want::On);
+    world.client.engine.receive(near, Want::On);
+    world.client.log(far).echo = true;
+    let length = world.scaled(300_000);
+    let data = world.dice.bytes(length);
+    world.client.send(near, data.clone());
+    world.expect(At::Client, near, &data);
+    world.client.close(near, Close::Plain);
+    world.until("the other end learns of it", |world| world.client.log(far).peer_closed);
+    world.finish();
+}
+
 /// The bind is exclusive.
 pub fn a_second_bind_fails<E: Engine>(setup: &Setup) {
     let world = World::<E>::new(setup);

@@ -28,7 +28,7 @@ macro_rules! each_test {
     ($suite:ident, $subject:ty) => {
         $suite! { $subject;
             accepting: accepting_pauses_and_goes_on, unlisten_ends_with_listener_closed, reset_before_accept_is_skipped,
-                a_second_bind_fails, out_of_descriptors_backs_off, ipv6_addresses_work, unix_addresses_work;
+                another_engine_may_adopt, a_second_bind_fails, out_of_descriptors_backs_off, ipv6_addresses_work, unix_addresses_work;
             calls: an_echo_takes_no_needless_call, a_loaded_wait_brings_many_events;
             churn: thousands_at_once, one_after_another;
             closing: closed_is_the_last_event, half_close_lets_data_pass_both_ways, orderly_close_destroys_nothing,
