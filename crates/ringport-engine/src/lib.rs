@@ -13,7 +13,7 @@ pub mod socket;
 
 pub use buffer::{Buf, Chunk, Pool, PoolConfig, PoolStats, SendQueue};
 pub use engine::contract::{
-    Close, ConnInfo, Engine, EngineConfig, EngineStats, Event, Features, SendProgress, Waker, Want,
+    Close, ConnInfo, Engine, EngineConfig, EngineStats, Event, Features, RioCompletions, SendProgress, Waker, Want,
 };
 pub use engine::{EngineKind, Selection};
 pub use id::{ConnId, ListenerId};

@@ -364,6 +364,26 @@ impl Pool {
         (self.0.region.slot_address(slot), self.0.region.slot_bytes(slot))
     }
 
+    /// Address and size of the memory of all slots, for an engine that registers it with the kernel. It begins with a page.
+    #[allow(dead_code, reason = "only rio registers the region")]
+    pub(crate) fn memory(&self) -> (*mut u8, usize) {
+        let region = &self.0.region;
+        (region.base.as_ptr(), region.layout.size() - PAGE_BYTES)
+    }
+
+    /// Received bytes that lie outside the pool, as a copy: in a slot, or in memory of its own when slots are low.
+    #[allow(dead_code, reason = "only rio receives outside the pool")]
+    pub(crate) fn copy_in(&self, data: &[u8]) -> Buf {
+        self.0.copies.set(self.0.copies.get() + 1);
+        match self.writable(data.len()) {
+            Some(mut buf) => {
+                buf.append(data);
+                buf
+            }
+            None => Buf::copied(data),
+        }
+    }
+
     /// Free slots of a class, without those that other threads have just given back.
     #[inline]
     pub(crate) fn free(&self, class: SlotClass) -> u32 {

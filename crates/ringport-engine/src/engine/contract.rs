@@ -261,6 +261,10 @@ pub struct EngineStats {
     pub receives: u64,
     /// Among `calls`, those that send.
     pub sends: u64,
+    /// rio: among `posts` and `sends`, those that were not deferred, and with them all that were deferred before.
+    pub commits: u64,
+    /// rio: among `calls`, those that ask to be told when there are completions.
+    pub notifies: u64,
 }
 
 /// How an engine is opened.
@@ -273,6 +277,8 @@ pub struct EngineConfig {
     pub bytes_per_turn: usize,
     /// What of the kernel may be used.
     pub features: Features,
+    /// How rio learns of completions; other engines ignore it.
+    pub rio_completions: RioCompletions,
     /// The network of the simulator; other engines ignore it.
     pub network: Option<crate::engine::sim::Network>,
 }
@@ -280,8 +286,29 @@ pub struct EngineConfig {
 impl Default for EngineConfig {
     /// 4,096 events and 256 KiB a turn, every feature allowed.
     fn default() -> Self {
-        Self { events_per_turn: 4096, bytes_per_turn: 256 * 1024, features: Features::default(), network: None }
+        Self {
+            events_per_turn: 4096,
+            bytes_per_turn: 256 * 1024,
+            features: Features::default(),
+            rio_completions: RioCompletions::default(),
+            network: None,
+        }
     }
+}
+
+/// How the engine on Registered I/O learns that requests have completed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum RioCompletions {
+    /// It looks, again and again, and never sleeps: lowest latency, and a whole core.
+    Polled,
+    /// It sleeps until an event is set.
+    Event,
+    /// It sleeps until a completion port has a packet, and asks for one before each wait.
+    Port,
+    /// It looks while there is work, and asks for a packet of the port only when there is none.
+    #[default]
+    Hybrid,
 }
 
 /// Kernel features that an engine may use where it finds them. All on by default; each can be masked, to test the

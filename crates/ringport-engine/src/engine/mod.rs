@@ -5,6 +5,7 @@
 //! | `io_uring` | Linux 6.0 and later | [`uring`] |
 //! | `epoll`, `kqueue` | Linux, Android; macOS, BSD | [`readiness`] |
 //! | `iocp` | Windows | `iocp/`, with `acceptor.rs`, `port.rs` and `winsock.rs` |
+//! | `rio` | Windows 8, Windows Server 2012 and later | `rio/`, with the same |
 //! | `sim` | everywhere | [`sim`] |
 //!
 //! Every folder has the same files: `mod.rs` (the engine and its state), `accept.rs`, `connect.rs`, `receive.rs`,
@@ -26,6 +27,12 @@ pub(crate) mod platform;
 mod port;
 #[cfg(unix)]
 pub mod readiness;
+#[cfg(windows)]
+pub mod rio;
+/// The part of `rio` that needs no Windows, for its tests.
+#[cfg(all(test, not(windows)))]
+#[path = "rio/books/mod.rs"]
+mod rio_books;
 mod select;
 pub mod sim;
 #[cfg(target_os = "linux")]

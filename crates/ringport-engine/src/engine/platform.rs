@@ -32,6 +32,8 @@ pub fn with_engine<U: UseEngine>(kind: EngineKind, user: U) -> Result<U::Output,
         EngineKind::Kqueue => Ok(user.run::<super::readiness::ReadinessEngine>()),
         #[cfg(windows)]
         EngineKind::Iocp => Ok(user.run::<super::iocp::IocpEngine>()),
+        #[cfg(windows)]
+        EngineKind::Rio => Ok(user.run::<super::rio::RioEngine>()),
         EngineKind::Sim => Ok(user.run::<super::sim::SimEngine>()),
         kind => Err(SelectionError::Elsewhere { kind }),
     }
@@ -294,5 +296,8 @@ pub(crate) fn candidates(config: &EngineConfig) -> Vec<Candidate> {
 /// This platform's engines in the order of preference, each probed.
 #[cfg(windows)]
 pub(crate) fn candidates(config: &EngineConfig) -> Vec<Candidate> {
-    vec![Candidate::new(EngineKind::Iocp, super::iocp::probe(config))]
+    vec![
+        Candidate::new(EngineKind::Iocp, super::iocp::probe(config)),
+        Candidate::new(EngineKind::Rio, super::rio::probe(config)),
+    ]
 }

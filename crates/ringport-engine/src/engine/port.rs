@@ -34,7 +34,6 @@ const KEY_RECORD: usize = 0;
 /// Key of the doorbell's packets.
 const KEY_BELL: usize = 1;
 /// First key for other purposes.
-#[allow(dead_code, reason = "only rio has packets of its own")]
 pub(crate) const KEY_FREE: usize = 2;
 
 /// An operation, from its start to its packet.
@@ -97,7 +96,6 @@ pub(crate) enum Packet {
     /// The doorbell rang.
     Rung,
     /// A packet with a key from [`KEY_FREE`] on.
-    #[allow(dead_code, reason = "only rio has packets of its own")]
     Signal(usize),
 }
 
@@ -252,6 +250,15 @@ pub(crate) struct Bell {
     port: OwnedHandle,
     /// A packet is under way, and one is enough.
     rung: AtomicBool,
+}
+
+impl Bell {
+    /// Sends the port a packet with a key from [`KEY_FREE`] on.
+    pub(crate) fn signal(&self, key: usize) {
+        debug_assert!(key >= KEY_FREE);
+        // SAFETY: the port is live, and the packet refers to no memory.
+        unsafe { PostQueuedCompletionStatus(self.port.as_raw_handle(), 0, key, ptr::null()) };
+    }
 }
 
 impl Wake for Bell {

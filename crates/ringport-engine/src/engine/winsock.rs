@@ -136,7 +136,11 @@ pub(crate) fn stream_socket(domain: socket2::Domain, registered: bool) -> io::Re
     let kind = socket2::Type::STREAM.no_inherit();
     let kind = if registered { kind.registered_io() } else { kind };
     let tcp = domain == socket2::Domain::IPV4 || domain == socket2::Domain::IPV6;
-    socket2::Socket::new_raw(domain, kind, tcp.then_some(socket2::Protocol::TCP))
+    let socket = socket2::Socket::new_raw(domain, kind, tcp.then_some(socket2::Protocol::TCP))?;
+    if registered {
+        super::rio::note_created(&socket);
+    }
+    Ok(socket)
 }
 
 /// Makes a socket from `AcceptEx` a full one, with the options of its listener: without this it has neither addresses
@@ -294,7 +298,11 @@ fn started(done: bool) -> Started {
 /// The error of the call just made. A few operations answer with a number of the file system instead of Winsock's.
 fn last_error() -> i32 {
     // SAFETY: the call has no argument.
-    let error = unsafe { WSAGetLastError() };
+    as_winsock_error(unsafe { WSAGetLastError() })
+}
+
+/// Winsock's number for an error that may be one of the file system.
+pub(crate) fn as_winsock_error(error: i32) -> i32 {
     match error as u32 {
         ERROR_NETNAME_DELETED => WSAECONNRESET,
         ERROR_CONNECTION_ABORTED => WSAECONNABORTED,

@@ -89,7 +89,8 @@ pub fn a_dry_pool_is_transient<E: Engine>(setup: &Setup) {
     }
     world.settle();
     let dry = world.server.pool.stats();
-    if dry.free + dry.lent == 0 {
+    // An engine that had to receive elsewhere delivers copies, and is not starved.
+    if dry.free + dry.lent == 0 && dry.copies == 0 {
         assert!(world.server.engine.stats().starved > 0, "nobody noticed that there was no slot");
         for (server, _) in &pairs {
             assert!(world.server.log(*server).received.is_empty() && !world.server.log(*server).peer_closed);

@@ -64,7 +64,7 @@ macro_rules! suite {
 
 /// A module of the same tests for each engine and configuration in the list of `subject.rs`.
 macro_rules! engines {
-    ($($(#[$system:meta])* $module:ident: $engine:ty, $kind:ident $(, -$masked:ident)*;)+) => {
+    ($($(#[$system:meta])* $module:ident: $engine:ty, $kind:ident $(, -$masked:ident)* $(, completions = $how:ident)?;)+) => {
         $($(#[$system])*
         mod $module {
             use ringport_engine::{EngineKind, Features};
@@ -81,6 +81,9 @@ macro_rules! engines {
                     $(features.$masked = false;)*
                     features
                 }
+                $(fn completions() -> ringport_engine::RioCompletions {
+                    ringport_engine::RioCompletions::$how
+                })?
             }
 
             each_test!(suite, Here);

@@ -4,7 +4,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::{Duration, Instant};
 
 use ringport_engine::engine::sim::{Faults, Network, SimEngine};
-use ringport_engine::{Engine, EngineConfig, EngineKind, Features, Selection};
+use ringport_engine::{Engine, EngineConfig, EngineKind, Features, RioCompletions, Selection};
+
+use crate::system;
 
 /// Seeds of each test on the simulator, unless `RINGPORT_SEEDS` says otherwise.
 const SEEDS: u64 = 200;
@@ -21,6 +23,10 @@ pub trait Subject {
     fn features() -> Features {
         Features::default()
     }
+    /// How rio learns of completions.
+    fn completions() -> RioCompletions {
+        RioCompletions::default()
+    }
 }
 
 /// The simulator.
@@ -32,7 +38,7 @@ impl Subject for Sim {
 }
 
 /// Every engine under test besides the simulator, on the systems that have it: `MODULE: ENGINE, KIND, -MASKED…;` makes
-/// a module of all the tests. What this machine refuses is skipped when it runs.
+/// a module of all the tests, and so does `MODULE: ENGINE, KIND, completions = HOW;`. What this machine refuses is skipped when it runs.
 macro_rules! each_subject {
     ($make:ident) => {
         $make! {
@@ -63,6 +69,15 @@ macro_rules! each_subject {
             // A packet for every operation.
             #[cfg(windows)]
             iocp_no_skip: ringport_engine::engine::iocp::IocpEngine, Iocp, -skip_on_success;
+            // Over functions that stand in for the system's, once for each way to learn of completions.
+            #[cfg(windows)]
+            rio: ringport_engine::engine::rio::RioEngine, Rio;
+            #[cfg(windows)]
+            rio_port: ringport_engine::engine::rio::RioEngine, Rio, completions = Port;
+            #[cfg(windows)]
+            rio_event: ringport_engine::engine::rio::RioEngine, Rio, completions = Event;
+            #[cfg(windows)]
+            rio_polled: ringport_engine::engine::rio::RioEngine, Rio, completions = Polled;
         }
     };
 }
@@ -81,6 +96,8 @@ pub struct Setup {
     pub sim: bool,
     /// What of the kernel may be used.
     pub features: Features,
+    /// How rio learns of completions.
+    pub completions: RioCompletions,
 }
 
 impl Setup {
@@ -94,6 +111,7 @@ impl Setup {
     pub fn config_with(&self, faults: Faults) -> EngineConfig {
         let mut config = EngineConfig::default();
         config.features = self.features;
+        config.rio_completions = self.completions;
         config.network = self.sim.then(|| Network::with_faults(self.seed, faults));
         config
     }
@@ -102,7 +120,17 @@ impl Setup {
 /// Runs `body` on the engine: once on a real one, with many seeds on the simulator.
 pub fn run<S: Subject>(path: &str, body: fn(&Setup)) {
     let path = path.trim_start_matches("conformance::").to_owned();
-    let mut setup = Setup { seed: 1, path, kind: S::KIND, sim: S::KIND.is_none(), features: S::features() };
+    let mut setup = Setup {
+        seed: 1,
+        path,
+        kind: S::KIND,
+        sim: S::KIND.is_none(),
+        features: S::features(),
+        completions: S::completions(),
+    };
+    if S::KIND == Some(EngineKind::Rio) {
+        system::stand_in_for_rio();
+    }
     if let Some(kind) = S::KIND {
         return match refusal(kind, &setup.config()) {
             Some(reason) => eprintln!("skipped: {reason}"),

@@ -52,3 +52,6 @@ pub fn fill_descriptors() -> Result<Vec<std::fs::File>, &'static str> {
     assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) }, 0);
     Ok(std::iter::from_fn(|| std::fs::File::open("/dev/null").ok()).collect())
 }
+
+/// Registered I/O is an engine of Windows.
+pub fn stand_in_for_rio() {}
