@@ -90,3 +90,21 @@ fn engines_lists_every_name_and_marks_one() {
     let (foreign, home) = FOREIGN_ENGINE;
     assert!(table.contains(&format!("{foreign:<10} unavailable  exists {home}")), "{table}");
 }
+
+/// An engine that this platform knows and this machine refuses (`rio` under Wine is one) says why, and what to do.
+#[test]
+fn a_refused_engine_says_why() {
+    let output = run(&["engines", "--json"]);
+    let rows: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    for row in rows.as_array().expect("a list") {
+        let (name, detail) = (row["name"].as_str().expect("a name"), row["detail"].as_str().expect("a reason"));
+        if row["available"] == true || detail.starts_with("exists only") {
+            continue;
+        }
+        let output = run(&["serve", "echo", "--listen", "127.0.0.1:0", "--engine", name]);
+        let errors = String::from_utf8(output.stderr).expect("text");
+        assert_eq!(output.status.code(), Some(1), "{errors}");
+        assert!(errors.contains(&format!("engine {name} is not available: ")) && errors.contains(detail), "{errors}");
+        assert!(name != "rio" || detail.contains("Windows 8"), "{detail}");
+    }
+}

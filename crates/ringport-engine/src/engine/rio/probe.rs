@@ -18,18 +18,23 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub(crate) fn probe(config: &EngineConfig) -> Result<String, String> {
     match receive_a_byte(config) {
         Ok(()) => Ok("registered buffers, receives posted ahead".to_owned()),
-        Err(error) => Err(format!("{error}; {}", advice(&error))),
+        Err(error) => Err(explain(&error)),
     }
 }
 
-fn advice(error: &io::Error) -> &'static str {
+/// Why it does not work, and what to do.
+fn explain(error: &io::Error) -> String {
     match error.raw_os_error() {
         // What Windows 7 and Wine answer to the question for the functions.
-        Some(WSAEOPNOTSUPP | WSAEINVAL) => {
-            "this system has no Registered I/O, which begins with Windows 8 and Windows Server 2012 (Wine has none): use --engine iocp or auto"
+        Some(code @ (WSAEOPNOTSUPP | WSAEINVAL)) => format!(
+            "this system has no Registered I/O (error {code}): it begins with Windows 8 and Windows Server 2012, and Wine has none; use --engine iocp or auto"
+        ),
+        Some(code @ WSAENOBUFS) => {
+            format!("the system has no memory to lock (error {code}): make the pool smaller, or use --engine iocp")
         }
-        Some(WSAENOBUFS) => "the system has no memory to lock: make the pool smaller, or use --engine iocp",
-        _ => "use --engine iocp or auto, and look for a filter driver or a layered service provider (netsh winsock)",
+        _ => format!(
+            "{error}; use --engine iocp or auto, and look for a filter driver or a layered service provider (netsh winsock)"
+        ),
     }
 }
 
@@ -64,4 +69,22 @@ fn receive_a_byte(config: &EngineConfig) -> io::Result<()> {
         }
     }
     Err(io::ErrorKind::TimedOut.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_says_why_and_what_to_do() {
+        for (code, words) in [
+            (WSAEOPNOTSUPP, ["10045", "Windows 8", "--engine iocp"]),
+            (WSAEINVAL, ["10022", "Windows Server 2012", "--engine iocp"]),
+            (WSAENOBUFS, ["10055", "pool smaller", "--engine iocp"]),
+            (10013, ["10013", "netsh", "--engine iocp"]),
+        ] {
+            let reason = explain(&io::Error::from_raw_os_error(code));
+            assert!(words.iter().all(|word| reason.contains(word)), "{reason}");
+        }
+    }
 }
