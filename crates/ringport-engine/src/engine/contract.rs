@@ -253,7 +253,8 @@ pub struct EngineStats {
     pub accepts_failed: u64,
     /// Connections that changed their way of receiving (io_uring only).
     pub mode_changes: u64,
-    /// Among `calls`, those that take completions out of a port (Windows only, as the following ones).
+    /// Among `calls`, those that take completions out of a port (Windows only, as the following ones). For rio also the
+    /// looks at its completion queue, which are no system calls and not among `calls`.
     pub dequeues: u64,
     /// Among `calls`, those that start to wait for bytes of one connection.
     pub posts: u64,
