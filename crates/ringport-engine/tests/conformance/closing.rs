@@ -2,7 +2,7 @@
 
 use std::io::ErrorKind;
 
-use ringport_engine::{Close, ConnId, Engine, ListenOptions, Socket, Want};
+use ringport_engine::{Close, ConnId, Engine, ListenOptions, SockAddr, Socket, Want};
 
 use crate::subject::Setup;
 use crate::system;
@@ -145,12 +145,22 @@ pub fn bytes_before_a_failure_arrive_first<E: Engine>(setup: &Setup) {
     world.finish();
 }
 
+/// An address on which nobody listens. On a real system it is held as long as the socket, so that no test beside this
+/// one gets it meanwhile.
+fn unused_address<E: Engine>(world: &World<E>) -> (SockAddr, Option<socket2::Socket>) {
+    if let Some(network) = &world.network {
+        let nobody = Socket::listen(&local_address(), &ListenOptions::default(), Some(network)).expect("a port");
+        return (nobody.local_addr().expect("an address"), None);
+    }
+    let held = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
+    held.bind(&local_address()).expect("a port");
+    (held.local_addr().expect("an address"), Some(held))
+}
+
 /// Nobody listens: `Closed` with an error, never `Connected`.
 pub fn refused_connect_closes_with_an_error<E: Engine>(setup: &Setup) {
     let mut world = World::<E>::new(setup);
-    let nobody = Socket::listen(&local_address(), &ListenOptions::default(), world.network.as_ref()).expect("a port");
-    let address = nobody.local_addr().expect("an address");
-    drop(nobody);
+    let (address, _held) = unused_address(&world);
     let conn = world.client.connect(&address);
     assert_eq!(world.until_closed(At::Client, conn), Some(ErrorKind::ConnectionRefused));
     assert!(!world.client.log(conn).connected);

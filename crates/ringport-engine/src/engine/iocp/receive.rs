@@ -8,7 +8,7 @@ use crate::engine::winsock;
 use crate::id::ConnId;
 
 /// Records that are kept for reuse.
-const SPARE_RECEIVES: usize = 256;
+pub(super) const SPARE_RECEIVES: usize = 256;
 
 impl IocpEngine {
     /// Waits for bytes, or has those fetched that are there. Also leaves that to the loop that is fetching just now.

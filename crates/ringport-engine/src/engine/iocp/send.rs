@@ -5,10 +5,17 @@ use crate::buffer::SendQueue;
 use crate::engine::contract::{Event, SendProgress};
 use crate::engine::port::{Load, Record, Submitted};
 use crate::engine::winsock::{self, BYTES_PER_SEND, PIECES_PER_SEND};
-use crate::id::ConnId;
+use crate::id::{ConnId, Id};
 
 /// Records that are kept for reuse.
-const SPARE_SENDS: usize = 64;
+pub(super) const SPARE_SENDS: usize = 64;
+
+/// Records for as many sends as are kept, so that a send which is pending for once costs no allocation: 10 KiB.
+#[expect(clippy::vec_box, reason = "the kernel knows a record by its address")]
+pub(super) fn first_records() -> Vec<Box<Record>> {
+    let nobody = Id { slot: 0, generation: 0 };
+    (0..SPARE_SENDS).map(|_| Record::new(nobody, Load::Send(Box::default()))).collect()
+}
 
 /// How a record was sent.
 enum Progress {
