@@ -22,8 +22,9 @@
 //!    back with `Closed`.
 //! 6. **`Paused` is a wish:** what was already received still arrives, and nothing is dropped. `PeerClosed` comes after
 //!    all bytes before it, so that a paused connection may learn of it only when it goes on.
-//! 7. **No buffer for an idle connection.** Running out of buffers is transient: receiving goes on when one comes
-//!    back, and is never reported as an end of stream.
+//! 7. **No buffer for an idle connection,** except on Registered I/O, which must be given memory before the bytes come;
+//!    there they hold half of the pool's slots at most. Running out of buffers is transient: receiving goes on when one
+//!    comes back, and is never reported as an end of stream.
 //! 8. **A failed accept never stops accepting.** Out of descriptors or memory, the engine backs off from
 //!    [`ACCEPT_BACKOFF_MIN`] to [`ACCEPT_BACKOFF_MAX`] and reports [`Event::AcceptFailed`]; a connection reset before
 //!    it was accepted is skipped and counted. Other sockets go on.
