@@ -1,4 +1,5 @@
-//! The engines of ringport: one safe contract over io_uring, epoll, kqueue and a deterministic simulator.
+//! The engines of ringport: one safe contract over io_uring, epoll, kqueue, I/O completion ports, Registered I/O and a
+//! deterministic simulator.
 //!
 //! This is the only crate of ringport that contains `unsafe`. Most programs use the crate `ringport`, which adds
 //! sessions, workers, timers and servers on top of it.

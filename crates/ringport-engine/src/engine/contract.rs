@@ -25,8 +25,9 @@
 //!    back with `Closed`.
 //! 6. **`Paused` is a wish:** what was already received still arrives, and nothing is dropped. `PeerClosed` comes after
 //!    all bytes before it, so that a paused connection may learn of it only when it goes on.
-//! 7. **No buffer for an idle connection.** Running out of buffers is transient: receiving goes on when one comes
-//!    back, on whatever thread that is, and is never reported as an end of stream. No timer looks for one.
+//! 7. **No buffer for an idle connection,** except on Registered I/O, which must be given memory before the bytes come;
+//!    there they hold half of the pool's slots at most. Running out of buffers is transient: receiving goes on when one
+//!    comes back, on whatever thread that is, and is never reported as an end of stream. No timer looks for one.
 //! 8. **A failed accept never stops accepting.** Out of descriptors or memory, the engine backs off from
 //!    [`ACCEPT_BACKOFF_MIN`] to [`ACCEPT_BACKOFF_MAX`] and reports [`Event::AcceptFailed`]; a connection reset before
 //!    it was accepted is skipped and counted. Other sockets go on.
@@ -257,7 +258,8 @@ pub struct EngineStats {
     pub accepts_failed: u64,
     /// Connections that changed their way of receiving (io_uring only).
     pub mode_changes: u64,
-    /// Among `calls`, those that take completions out of a port (Windows only, as the following ones).
+    /// Among `calls`, those that take completions out of a port (Windows only, as the following ones). For rio also the
+    /// looks at its completion queue, which are no system calls and not among `calls`.
     pub dequeues: u64,
     /// Among `calls`, those that start to wait for bytes of one connection.
     pub posts: u64,

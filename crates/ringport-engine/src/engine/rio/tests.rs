@@ -105,12 +105,13 @@ fn an_idle_engine_sleeps() {
             assert!(engine.next().is_none());
         }
         let after = engine.stats();
-        let calls = after.calls - before.calls;
+        let dequeues = after.dequeues - before.dequeues;
         if way == RioCompletions::Polled {
-            assert!(calls > 100, "looking is what this way does: {calls} calls");
+            assert!(dequeues > 100, "looking is what this way does: {dequeues} times");
         } else {
-            // A wait that ends a little early is followed by another.
-            assert!(calls < 40, "{way:?}: {calls} calls in {} waits, doing nothing", after.waits - before.waits);
+            // A wait that ends a little early is followed by another; after a turn with work the engine looks some times.
+            assert!(dequeues < 80, "{way:?}: {dequeues} looks in {} waits", after.waits - before.waits);
+            assert!(after.calls - before.calls < 20, "{way:?}: {after:?} before: {before:?}");
             assert!(after.notifies - before.notifies <= 1, "{way:?}: a notice is asked for once");
         }
     }

@@ -150,6 +150,7 @@ impl RioEngine {
     pub(super) fn refill(&mut self) -> io::Result<()> {
         if self.next_result == self.results_end {
             self.stats.dequeues += 1;
+            self.looks += 1;
             let count = self.completions.dequeue(&mut self.results)?;
             (self.next_result, self.results_end) = (0, count);
         }
