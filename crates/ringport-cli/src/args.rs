@@ -80,7 +80,7 @@ pub(crate) struct Serve {
     /// Most bytes that may wait to be sent on a connection
     #[arg(long, value_name = "BYTES", default_value = "10MiB", value_parser = send_limit)]
     pub(crate) send_limit: u64,
-    /// What happens when more is to be sent: refuse (reading waits) or disconnect
+    /// What happens when more is to be sent
     #[arg(long, value_enum, default_value_t = OverLimitName::Disconnect)]
     pub(crate) over_limit: OverLimitName,
     /// Close connections on which nothing moved for this long (0 = off)
@@ -117,10 +117,16 @@ pub(crate) enum ServiceName {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum OverLimitName {
-    /// Read no more until the peer has read
-    Refuse,
     /// Close the connection
     Disconnect,
+    /// Take what has arrived, and read no more until the peer has read
+    Wait,
+    /// Refuse it; the echo holds it back, and reads no more until the peer has read
+    Refuse,
+    /// Drop the oldest messages that have not started
+    DropOldest,
+    /// Drop the message
+    DropNewest,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

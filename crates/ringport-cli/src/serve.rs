@@ -30,8 +30,11 @@ fn server(options: Serve) -> Server {
     let limit = options.send_limit;
     let high_mark = HIGH_MARK.min(limit / 2);
     let over_limit = match options.over_limit {
-        OverLimitName::Refuse => OverLimit::Refuse,
         OverLimitName::Disconnect => OverLimit::Disconnect,
+        OverLimitName::Wait => OverLimit::Wait,
+        OverLimitName::Refuse => OverLimit::Refuse,
+        OverLimitName::DropOldest => OverLimit::DropOldest,
+        OverLimitName::DropNewest => OverLimit::DropNewest,
     };
     let connections = ConnectionOptions::default()
         .send_limit(limit, over_limit)
@@ -91,6 +94,8 @@ fn report(handle: &ServerHandle) {
         closed = stats.closed,
         refused = stats.refused,
         accepts_failed = stats.accepts_failed,
+        dropped_messages = stats.dropped_messages,
+        dropped_bytes = stats.dropped_bytes,
         received_bytes = stats.received_bytes,
         sent_bytes = stats.sent_bytes,
         events = stats.events,

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use ringport_engine::{Buf, Chunk, ConnInfo};
 
 use crate::session::{CloseReason, CloseReport, Ending, Phase, SendOutcome, Session};
-use crate::worker::{ConnectionId, Context, Facts, TimerId};
+use crate::worker::{ConnectionId, Context, Facts, Parts, TimerId};
 
 /// What another thread may send to a connection: see [`Remote::message`](crate::Remote::message).
 pub type Message = Box<dyn Any + Send>;
@@ -28,7 +28,8 @@ pub trait Handler: 'static {
     /// The connection is established.
     fn open(&mut self, conn: &mut Connection<'_, Self::State>) {}
 
-    /// Bytes arrived, in the order in which they were sent, cut anywhere.
+    /// Bytes arrived, in the order in which they were sent, cut anywhere. What [`Connection::keep`] was given comes
+    /// first.
     fn data(&mut self, conn: &mut Connection<'_, Self::State>, data: Buf);
 
     /// The peer sends no more. By default the connection is closed in order.
@@ -36,8 +37,16 @@ pub trait Handler: 'static {
         conn.close();
     }
 
-    /// What waits to be sent is down to the low mark again, after it was above the high mark.
+    /// More than the high mark waits to be sent, and the kernel did not take it at once. Once for each time that
+    /// happens; [`writable`](Self::writable) follows when the queue is low again, unless the connection closes before.
+    fn full(&mut self, conn: &mut Connection<'_, Self::State>) {}
+
+    /// What waits to be sent is down to the low mark again, after it was above the high mark. Also called, without
+    /// [`full`](Self::full) before, when the kernel took at once what a callback queued beyond the high mark.
     fn writable(&mut self, conn: &mut Connection<'_, Self::State>) {}
+
+    /// The kernel has taken all that was queued before [`Connection::flush`] was called with this token.
+    fn flushed(&mut self, conn: &mut Connection<'_, Self::State>, token: u64) {}
 
     /// A timer of this connection is due.
     fn timer(&mut self, conn: &mut Connection<'_, Self::State>, timer: TimerId, token: u64) {}
@@ -76,15 +85,15 @@ impl<S> Connection<'_, S> {
     /// Over the limit, or on a connection that is closing, the data comes back in the outcome.
     #[inline]
     pub fn send(&mut self, data: impl Into<Chunk>) -> SendOutcome {
-        let (session, options, _) = self.context.parts(self.slot);
-        session.send(data.into(), options)
+        let Parts { session, options, account, .. } = self.context.parts(self.slot);
+        session.send(data.into(), options, account)
     }
 
     /// Queues a copy of `data`. Small writes in a row are gathered into one piece.
     #[inline]
     pub fn write(&mut self, data: &[u8]) -> SendOutcome {
-        let (session, options, pool) = self.context.parts(self.slot);
-        session.write(data, pool, options)
+        let Parts { session, options, pool, account } = self.context.parts(self.slot);
+        session.write(data, pool, options, account)
     }
 
     /// Closes in order: what is queued is sent, then a FIN, then the peer's FIN is awaited for at most
@@ -111,6 +120,35 @@ impl<S> Connection<'_, S> {
         self.session_mut().end(Ending::Abort, CloseReason::Local);
     }
 
+    /// Leaves the rest of what [`Handler::data`] got, a partial frame, to be handed over again with the next bytes behind
+    /// it. It takes the place of what was kept before; an empty rest keeps nothing.
+    ///
+    /// ```
+    /// # use ringport::{Buf, Connection};
+    /// /// Frames of one length byte and so many bytes.
+    /// fn data(conn: &mut Connection<'_, ()>, mut data: Buf) {
+    ///     while let Some(&length) = data.first() {
+    ///         let Some(frame) = data.get(1..1 + usize::from(length)) else { break };
+    ///         println!("{frame:?}");
+    ///         data.advance(1 + usize::from(length));
+    ///     }
+    ///     conn.keep(data);
+    /// }
+    /// ```
+    ///
+    /// More than [`ConnectionOptions::frame_limit`](crate::ConnectionOptions::frame_limit) closes the connection. What is
+    /// kept when the peer closes stays unseen: [`kept`](Self::kept) tells [`Handler::peer_closed`] of a frame cut short.
+    pub fn keep(&mut self, rest: Buf) {
+        let Parts { session, options, .. } = self.context.parts(self.slot);
+        session.keep(rest, options);
+    }
+
+    /// Bytes that are kept for the next callback.
+    #[must_use]
+    pub fn kept(&self) -> usize {
+        self.session().kept()
+    }
+
     /// Stops reading: soon the peer's window closes. What was already received still arrives.
     pub fn pause(&mut self) {
         self.session_mut().paused_by_user = true;
@@ -119,6 +157,16 @@ impl<S> Connection<'_, S> {
     /// Goes on reading after [`pause`](Self::pause).
     pub fn resume(&mut self) {
         self.session_mut().paused_by_user = false;
+    }
+
+    /// Calls [`Handler::flushed`] with `token` when the kernel has taken all that is queued now: in the order of the
+    /// calls, and soon if nothing is queued. That the kernel took it does not mean that the peer has it:
+    /// [`info`](Self::info) says how much of it is unacknowledged.
+    ///
+    /// `false` when the connection is closing, or when 1,024 flushes of it are under way; then no callback comes. If it
+    /// closes in between, [`Handler::close`] comes instead, and its report says what the kernel took.
+    pub fn flush(&mut self, token: u64) -> bool {
+        self.session_mut().flush(token)
     }
 
     /// Bytes that wait to be taken by the kernel.
@@ -177,6 +225,6 @@ impl<S> Connection<'_, S> {
     }
 
     fn session_mut(&mut self) -> &mut Session {
-        self.context.parts(self.slot).0
+        self.context.parts(self.slot).session
     }
 }

@@ -14,7 +14,7 @@ use std::fmt;
 use std::ptr::NonNull;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use crossbeam_queue::ArrayQueue;
 
@@ -129,6 +129,8 @@ pub(super) struct Region {
     /// Slots that other threads dropped.
     returned: ArrayQueue<u32>,
     returned_count: AtomicU32,
+    /// Bytes of the copies that were made because slots ran low, as long as somebody holds them.
+    pub(super) copied_out_bytes: AtomicU64,
 }
 
 // SAFETY: the region is plain memory. Every access goes through a lease of one slot, leases are unique, and what is
@@ -151,7 +153,15 @@ impl Region {
         // SAFETY: the padding is at most the page that was added.
         let base = unsafe { allocation.add(padding) };
         let returned = ArrayQueue::new((config.small_slots + config.large_slots) as usize);
-        Self { allocation, base, layout, config, returned, returned_count: AtomicU32::new(0) }
+        Self {
+            allocation,
+            base,
+            layout,
+            config,
+            returned,
+            returned_count: AtomicU32::new(0),
+            copied_out_bytes: AtomicU64::new(0),
+        }
     }
 
     pub(super) fn slot_bytes(&self, slot: SlotId) -> u32 {
@@ -296,6 +306,14 @@ impl Pool {
         self.0.copies.get()
     }
 
+    /// Bytes of such copies that somebody still holds, on any thread. The memory of the pool itself is fixed; this comes
+    /// on top of it.
+    #[must_use]
+    #[inline]
+    pub fn copied_out_bytes(&self) -> u64 {
+        self.0.region.copied_out_bytes.load(Ordering::Relaxed)
+    }
+
     /// An empty, writable buffer with room for at least `bytes`, or `None` when no free slot is that large or slots
     /// are running low. The caller then allocates; the last slots are kept for receiving.
     #[must_use]
@@ -397,7 +415,7 @@ impl Pool {
     #[cold]
     fn copy_out(&self, buf: Buf) -> Buf {
         self.0.copies.set(self.0.copies.get() + 1);
-        Buf::copied(&buf)
+        Buf::copied_out(&self.0.region, &buf)
     }
 }
 

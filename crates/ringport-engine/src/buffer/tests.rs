@@ -422,3 +422,29 @@ proptest! {
         prop_assert_eq!(pool.stats().leased, 0, "every slot came back");
     }
 }
+
+#[test]
+fn a_buffer_of_its_own_is_filled_up_to_its_capacity() {
+    let mut buf = Buf::with_capacity(5);
+    assert!(buf.is_empty() && !buf.is_pooled());
+    assert_eq!((buf.append(b"abc"), buf.append(b"defg"), buf.spare()), (3, 2, 0));
+    assert_eq!(&buf[..], b"abcde");
+    assert_eq!(&buf.into_bytes()[..], b"abcde");
+}
+
+#[test]
+fn copies_are_counted_as_long_as_somebody_holds_them() {
+    let pool = small_pool();
+    let slots: Vec<Buf> = (0..7).map(|_| filled(&pool, SlotClass::Small, b"held")).collect();
+    let mut copy = pool.relieve(filled(&pool, SlotClass::Small, b"copied"), SlotClass::Small);
+    assert_eq!((copy.is_pooled(), pool.copied_out_bytes()), (false, 6));
+    copy.advance(2);
+    copy[0] = b'P';
+    let bytes = copy.into_bytes();
+    assert_eq!((&bytes[..], pool.copied_out_bytes()), (&b"Pied"[..], 6));
+    thread::spawn(move || drop(bytes)).join().expect("the other thread ends");
+    assert_eq!(pool.copied_out_bytes(), 0);
+    drop(pool.relieve(filled(&pool, SlotClass::Small, b"again"), SlotClass::Small));
+    assert_eq!(pool.copied_out_bytes(), 0);
+    drop(slots);
+}

@@ -19,6 +19,8 @@ pub enum CloseReason {
     LingerTimeout,
     /// More was queued than the send limit allows.
     Backpressure,
+    /// A frame of the peer's was longer than the frame limit.
+    FrameLimit,
     /// The handler found the peer in breach of the protocol.
     Protocol,
     /// The handler closed it.
@@ -42,6 +44,7 @@ impl CloseReason {
             Self::Idle => "idle",
             Self::LingerTimeout => "linger-timeout",
             Self::Backpressure => "backpressure",
+            Self::FrameLimit => "frame-limit",
             Self::Protocol => "protocol",
             Self::Local => "local",
             Self::Shutdown => "shutdown",
@@ -81,7 +84,7 @@ pub struct CloseReport {
     pub reason: CloseReason,
     /// The system's error, if one ended it.
     pub error: Option<io::Error>,
-    /// Bytes that `send` took.
+    /// Bytes that `send` took, without those that [`OverLimit`](super::OverLimit) dropped since.
     pub accepted: u64,
     /// Bytes of those that the kernel took.
     pub handed_to_kernel: u64,
@@ -89,4 +92,9 @@ pub struct CloseReport {
     pub unacked: Option<u64>,
     /// Bytes that were received.
     pub received: u64,
+    /// Messages that [`OverLimit::DropOldest`](super::OverLimit::DropOldest) and
+    /// [`OverLimit::DropNewest`](super::OverLimit::DropNewest) dropped.
+    pub dropped_messages: u64,
+    /// Bytes of those.
+    pub dropped_bytes: u64,
 }

@@ -14,13 +14,18 @@
 //! the sending direction is.
 
 mod close;
+mod keep;
 mod options;
+mod outbox;
 
 pub use close::{CloseReason, CloseReport};
 pub use options::{ConnectionOptions, OverLimit};
 
-use crate::worker::{TimerId, TimerKey};
-use ringport_engine::{Chunk, ConnId, Pool, SendQueue};
+use std::collections::VecDeque;
+
+use ringport_engine::{Buf, Chunk, ConnId, SendQueue};
+
+use crate::worker::{Account, TimerId, TimerKey};
 
 /// How far a session is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,10 +76,13 @@ pub enum SendOutcome {
         /// Why.
         why: Refusal,
     },
+    /// It was dropped, and counted, by [`OverLimit::DropNewest`], or by [`OverLimit::DropOldest`] because all that waits
+    /// has started already.
+    Dropped,
 }
 
 impl SendOutcome {
-    /// Whether the data was taken.
+    /// Whether the data was taken and will be sent, unless a policy drops it later.
     #[must_use]
     pub fn is_queued(&self) -> bool {
         matches!(self, Self::Queued)
@@ -100,7 +108,7 @@ pub(crate) struct Session {
     /// Where the user's state lies in that service.
     pub(crate) state: u32,
     pub(crate) outbox: SendQueue,
-    /// Bytes that `send` took (A in the ledger).
+    /// Bytes that `send` took (A in the ledger), without those that a policy dropped since.
     pub(crate) accepted: u64,
     /// Bytes that the kernel took (K in the ledger).
     pub(crate) handed: u64,
@@ -118,17 +126,55 @@ pub(crate) struct Session {
     pub(crate) paused_by_user: bool,
     /// Above the high mark, and not yet down to the low mark again.
     pub(crate) full: bool,
+    /// The handler was told that it is full.
+    pub(crate) told_full: bool,
+    /// Above the limit under [`OverLimit::Wait`]: reading rests until the low mark, whatever the options say.
+    pub(crate) over: bool,
     pub(crate) peer_closed: bool,
+    /// A partial frame is kept for the next bytes.
+    pub(crate) keeps: bool,
     /// In the worker's list of sessions to settle.
     pub(crate) dirty: bool,
     /// The session's own timer: idle while it is open, linger while it closes.
     pub(crate) timer: Option<TimerKey>,
-    /// Timers that the user set, for cancelling them at the end. Some may be gone already.
-    #[expect(clippy::box_collection, reason = "most sessions have none, and every session has this field")]
-    pub(crate) timers: Option<Box<Vec<TimerId>>>,
+    /// What most sessions never need.
+    pub(crate) rare: Option<Box<Rare>>,
     /// What the user asked for and the worker has not yet carried out.
     pub(crate) ending: Option<Ending>,
     pub(crate) reason: Option<CloseReason>,
+}
+
+/// The parts of a session that most do without, in memory of their own.
+#[derive(Default)]
+pub(crate) struct Rare {
+    /// Timers that the user set, for cancelling them at the end. Some may be gone already.
+    pub(crate) timers: Vec<TimerId>,
+    /// Messages that may still be dropped, under a policy that does.
+    pub(crate) pending: VecDeque<Chunk>,
+    pub(crate) pending_bytes: u64,
+    pub(crate) dropped_messages: u64,
+    pub(crate) dropped_bytes: u64,
+    /// Flushes under way, in order.
+    pub(crate) flushes: VecDeque<Flush>,
+    /// A partial frame.
+    kept: Option<Buf>,
+}
+
+/// What [`Connection::flush`](crate::Connection::flush) waits for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Flush {
+    /// Done when the kernel took this many bytes (K in the ledger).
+    handed: u64,
+    token: u64,
+}
+
+impl Rare {
+    fn count_dropped(&mut self, bytes: u64, account: &mut Account) {
+        self.dropped_messages += 1;
+        self.dropped_bytes += bytes;
+        account.dropped_messages += 1;
+        account.dropped_bytes += bytes;
+    }
 }
 
 impl Session {
@@ -149,10 +195,13 @@ impl Session {
             receiving: false,
             paused_by_user: false,
             full: false,
+            told_full: false,
+            over: false,
             peer_closed: false,
+            keeps: false,
             dirty: false,
             timer: None,
-            timers: None,
+            rare: None,
             ending: None,
             reason: None,
         }
@@ -164,55 +213,14 @@ impl Session {
         self.accepted - self.handed
     }
 
-    #[inline]
-    fn takes(&self, bytes: usize, options: &ConnectionOptions) -> Result<(), Refusal> {
-        if self.phase != Phase::Open || self.ending.is_some() || self.fin != Fin::No {
-            return Err(Refusal::Closing);
-        }
-        if self.queued() + bytes as u64 > options.send_limit { Err(Refusal::Limit) } else { Ok(()) }
+    /// What most sessions never need, made now if this one has none yet.
+    pub(crate) fn rare(&mut self) -> &mut Rare {
+        self.rare.get_or_insert_default()
     }
 
-    /// Queues a piece, or refuses it as `options` say.
-    #[inline]
-    pub(crate) fn send(&mut self, data: Chunk, options: &ConnectionOptions) -> SendOutcome {
-        match self.takes(data.len(), options) {
-            Ok(()) => {
-                self.accepted += data.len() as u64;
-                self.outbox.push(data);
-                self.check_high_mark(options);
-                SendOutcome::Queued
-            }
-            Err(why) => self.refuse(data, why, options),
-        }
-    }
-
-    /// Queues a copy of `data`.
-    #[inline]
-    pub(crate) fn write(&mut self, data: &[u8], pool: &Pool, options: &ConnectionOptions) -> SendOutcome {
-        match self.takes(data.len(), options) {
-            Ok(()) => {
-                self.accepted += data.len() as u64;
-                self.outbox.write(data, pool);
-                self.check_high_mark(options);
-                SendOutcome::Queued
-            }
-            Err(why) => self.refuse(data.to_vec().into(), why, options),
-        }
-    }
-
-    #[cold]
-    fn refuse(&mut self, data: Chunk, why: Refusal, options: &ConnectionOptions) -> SendOutcome {
-        if why == Refusal::Limit && options.over_limit == OverLimit::Disconnect {
-            self.end(Ending::Abort, CloseReason::Backpressure);
-        }
-        SendOutcome::Refused { data, why }
-    }
-
-    #[inline]
-    fn check_high_mark(&mut self, options: &ConnectionOptions) {
-        if self.queued() > options.high_mark {
-            self.full = true;
-        }
+    /// Bytes that are queued and that the engine has not seen yet.
+    pub(crate) fn unseen(&self) -> u64 {
+        self.outbox.bytes() + self.rare.as_ref().map_or(0, |rare| rare.pending_bytes)
     }
 
     /// Asks for a FIN behind what is queued, while receiving goes on.
@@ -238,7 +246,19 @@ impl Session {
 
 #[cfg(test)]
 mod tests {
+    use ringport_engine::engine::sim::SimEngine;
+    use ringport_engine::{Engine, EngineConfig, PoolConfig, SocketOptions, socket};
+
     use super::*;
+
+    /// An open session with an id of a connection that goes nowhere.
+    pub(super) fn session() -> Session {
+        let mut engine = SimEngine::open(&EngineConfig::default(), ringport_engine::Pool::new(PoolConfig::default()))
+            .expect("the simulator opens");
+        let to = socket::ip(([127, 0, 0, 1], 1).into());
+        let conn = engine.connect(&to, &SocketOptions::default()).expect("the simulator connects");
+        Session::new(conn, 0, 0, Phase::Open, 0)
+    }
 
     /// An idle connection costs this, the engine's record, a timer and the user's state: 400 bytes in all are allowed.
     #[test]

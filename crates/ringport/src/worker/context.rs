@@ -6,9 +6,11 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
-use ringport_engine::{Chunk, ConnId, Pool};
+use ringport_engine::{Buf, Chunk, ConnId, Pool};
 
+use super::account::Account;
 use super::counters::{Counters, Totals};
+use super::service::Later;
 use super::timers::{Due, Timer, TimerId, Timers};
 use crate::remote::Remote;
 use crate::session::{CloseReason, ConnectionOptions, Ending, Phase, Refusal, SendOutcome, Session};
@@ -51,9 +53,10 @@ pub struct Context {
     pub(super) timers: Timers,
     /// Sessions that a callback of another connection, a timer or a message touched.
     pub(super) dirty: Vec<ConnId>,
-    /// Sessions whose queue fell to the low mark.
-    pub(super) writable: VecDeque<ConnId>,
+    /// Sessions that are to hear something about their queue.
+    pub(super) later: VecDeque<(ConnId, Later)>,
     pub(super) totals: Totals,
+    pub(super) account: Account,
     pub(super) counters: Arc<Counters>,
     pub(super) global_live: Arc<AtomicUsize>,
     pub(super) started: Instant,
@@ -62,6 +65,14 @@ pub struct Context {
     pub(super) clock: u32,
     pub(super) remote: Remote,
     pub(super) stopping: bool,
+}
+
+/// A session and what it needs to send.
+pub(crate) struct Parts<'a> {
+    pub(crate) session: &'a mut Session,
+    pub(crate) options: &'a ConnectionOptions,
+    pub(crate) pool: &'a Pool,
+    pub(crate) account: &'a mut Account,
 }
 
 impl Context {
@@ -110,7 +121,7 @@ impl Context {
     pub fn send_to(&mut self, to: ConnectionId, data: impl Into<Chunk>) -> SendOutcome {
         let data = data.into();
         match self.touch(to) {
-            Some((session, options)) => session.send(data, options),
+            Some((session, options, account)) => session.send(data, options, account),
             None => SendOutcome::Refused { data, why: Refusal::Closing },
         }
     }
@@ -127,7 +138,7 @@ impl Context {
 
     pub(super) fn end(&mut self, id: ConnectionId, how: Ending) -> bool {
         let found = self.touch(id);
-        if let Some((session, _)) = found {
+        if let Some((session, ..)) = found {
             session.end(how, CloseReason::Local);
             return true;
         }
@@ -140,7 +151,7 @@ impl Context {
         let timers = &self.timers;
         if let Some(session) = self.sessions.get_mut(conn.slot()).and_then(Option::as_mut) {
             // The list is for cancelling them at the end. It is pruned before it grows, and so stays short.
-            let own = session.timers.get_or_insert_default();
+            let own = &mut session.rare().timers;
             if own.len() == own.capacity() {
                 own.retain(|timer| timers.is_set(*timer));
             }
@@ -165,10 +176,10 @@ impl Context {
 
     /// The session in a slot that is known to be filled, and what it needs to send.
     #[inline]
-    pub(crate) fn parts(&mut self, slot: usize) -> (&mut Session, &ConnectionOptions, &Pool) {
+    pub(crate) fn parts(&mut self, slot: usize) -> Parts<'_> {
         let session = self.sessions[slot].as_mut().expect("a callback runs for a live session");
         let options = &self.options[session.service as usize];
-        (session, options, &self.pool)
+        Parts { session, options, pool: &self.pool, account: &mut self.account }
     }
 
     /// The session of `conn`, if it is still that one.
@@ -178,7 +189,7 @@ impl Context {
     }
 
     /// The session of `id` if it is one of ours and alive; it will be settled at the end of the turn.
-    fn touch(&mut self, id: ConnectionId) -> Option<(&mut Session, &ConnectionOptions)> {
+    fn touch(&mut self, id: ConnectionId) -> Option<(&mut Session, &ConnectionOptions, &mut Account)> {
         if id.worker != self.number {
             return None;
         }
@@ -188,7 +199,7 @@ impl Context {
             return None;
         }
         let options = &self.options[session.service as usize];
-        Some((session, options))
+        Some((session, options, &mut self.account))
     }
 
     /// Has the session settled at the end of the turn.
@@ -219,10 +230,19 @@ impl Context {
         if let Some(key) = session.timer {
             self.timers.cancel(key);
         }
-        for timer in session.timers.iter().flat_map(|timers| timers.iter()) {
+        for timer in session.rare.iter().flat_map(|rare| rare.timers.iter()) {
             self.timers.cancel_user(*timer);
         }
         Some(session)
+    }
+
+    /// What the session keeps, with `buf` behind it.
+    #[cold]
+    pub(super) fn join_kept(&mut self, conn: ConnId, buf: Buf) -> Buf {
+        match self.sessions.get_mut(conn.slot()).and_then(Option::as_mut) {
+            Some(session) => session.join(buf, &self.pool),
+            None => buf,
+        }
     }
 
     /// Sets the session's own timer, in place of the one that was set.
@@ -250,6 +270,8 @@ impl Context {
     /// Publishes the counters of this turn.
     pub(super) fn publish(&mut self) {
         self.totals.connections = self.live as u64;
+        self.totals.dropped_messages = self.account.dropped_messages;
+        self.totals.dropped_bytes = self.account.dropped_bytes;
         self.counters.publish(&self.totals);
     }
 }

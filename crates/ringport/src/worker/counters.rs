@@ -61,6 +61,10 @@ counters! {
     sent_bytes,
     /// Sends that were taken whole before the call returned.
     sends_at_once,
+    /// Messages that a policy dropped because too much was queued.
+    dropped_messages,
+    /// Bytes of those.
+    dropped_bytes,
     /// Callbacks that panicked.
     panics,
     /// Turns of the loop.

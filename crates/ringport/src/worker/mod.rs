@@ -6,12 +6,13 @@
 //! 2. each event to its session's handler, and what the handler asked for to the engine right after (`event`, `settle`),
 //! 3. messages from other threads (`letters`),
 //! 4. timers (`timer`),
-//! 5. sessions that a callback of another session touched, and those that may write again.
+//! 5. sessions that a callback of another session touched, then those that are to hear of their queue (`Later`).
 //!
 //! A panic in a callback is caught around the whole turn, so that it costs nothing a message; the session whose
 //! callback it was is aborted and the turn goes on where it stopped.
 
 mod accept;
+mod account;
 mod context;
 mod counters;
 mod drain;
@@ -28,8 +29,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-pub(crate) use context::Facts;
+pub(crate) use account::Account;
 pub use context::{ConnectionId, Context};
+pub(crate) use context::{Facts, Parts};
 pub(crate) use counters::Counters;
 pub use counters::WorkerStats;
 pub(crate) use mailbox::Mailbox;
@@ -105,8 +107,9 @@ impl<E: Engine> Worker<E> {
             pool,
             timers,
             dirty: Vec::new(),
-            writable: VecDeque::new(),
+            later: VecDeque::new(),
             totals: WorkerStats::default(),
+            account: Account::default(),
             counters: setup.counters,
             global_live: setup.global_live,
             started: now,
@@ -135,7 +138,7 @@ impl<E: Engine> Worker<E> {
     ///
     /// Only what ends the worker: the engine cannot go on.
     pub(crate) fn turn(&mut self, deadline: Option<Instant>) -> io::Result<()> {
-        let busy = !self.context.dirty.is_empty() || !self.context.writable.is_empty();
+        let busy = !self.context.dirty.is_empty() || !self.context.later.is_empty();
         if busy || !self.mailbox.prepare_sleep() {
             self.engine.wait(Some(self.context.now))?;
         } else {
@@ -192,10 +195,10 @@ impl<E: Engine> Worker<E> {
                 self.settle(conn);
             }
         }
-        // Those that become writable meanwhile have their turn in the next one, since a handler may fill the queue at once again.
-        for _ in 0..self.context.writable.len() {
-            let Some(conn) = self.context.writable.pop_front() else { return };
-            self.call(conn, Happening::Writable);
+        // What is added meanwhile has its turn in the next one, since a handler may fill its queue at once again.
+        for _ in 0..self.context.later.len() {
+            let Some((conn, later)) = self.context.later.pop_front() else { return };
+            self.call(conn, later.into());
         }
     }
 
@@ -233,6 +236,7 @@ impl<E: Engine> Worker<E> {
         }
         session.active_at = clock;
         let (service, state) = (session.service as usize, session.state);
+        let buf = if session.keeps { context.join_kept(conn, buf) } else { buf };
         self.current = Some(conn);
         self.services[service].data(Call { context, facts: &self.engine, conn, state }, buf);
         self.current = None;

@@ -22,10 +22,30 @@ pub(crate) struct Call<'a> {
 pub(crate) enum Happening<'a> {
     Open,
     PeerClosed,
+    Full,
     Writable,
+    Flushed(u64),
     Timer(TimerId, u64),
     Message(Message),
     Close(&'a CloseReport),
+}
+
+/// What a session hears of its queue, after the events of the turn.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Later {
+    Full,
+    Writable,
+    Flushed(u64),
+}
+
+impl From<Later> for Happening<'_> {
+    fn from(later: Later) -> Self {
+        match later {
+            Later::Full => Self::Full,
+            Later::Writable => Self::Writable,
+            Later::Flushed(token) => Self::Flushed(token),
+        }
+    }
 }
 
 /// A handler with the states of its connections.
@@ -92,7 +112,9 @@ impl<H: Handler> Service for Typed<H> {
         match what {
             Happening::Open => handler.open(conn),
             Happening::PeerClosed => handler.peer_closed(conn),
+            Happening::Full => handler.full(conn),
             Happening::Writable => handler.writable(conn),
+            Happening::Flushed(token) => handler.flushed(conn, token),
             Happening::Timer(timer, token) => handler.timer(conn, timer, token),
             Happening::Message(message) => handler.message(conn, message),
             Happening::Close(report) => handler.close(conn, report),

@@ -4,7 +4,7 @@ use std::io;
 
 use ringport_engine::{Close, ConnId, Engine, Want};
 
-use super::service::{Call, Happening};
+use super::service::{Call, Happening, Later};
 use super::timers::Timer;
 use super::{Ordering, Worker};
 use crate::session::{CloseReason, CloseReport, Ending, Fin, Phase};
@@ -18,7 +18,7 @@ impl<E: Engine> Worker<E> {
         if session.conn != conn {
             return;
         }
-        while !session.sending && !session.outbox.is_empty() && session.phase != Phase::Ended {
+        while !session.sending && session.phase != Phase::Ended && (!session.outbox.is_empty() || session.refill()) {
             let progress = self.engine.send(conn, &mut session.outbox);
             session.handed += progress.bytes as u64;
             session.sending = !progress.idle;
@@ -28,16 +28,24 @@ impl<E: Engine> Worker<E> {
                 break;
             }
         }
-        if session.full && session.queued() <= context.options[session.service as usize].low_mark {
-            session.full = false;
-            context.writable.push_back(conn);
+        if session.full {
+            let low = session.queued() <= context.options[session.service as usize].low_mark;
+            if low {
+                (session.full, session.told_full, session.over) = (false, false, false);
+                context.later.push_back((conn, Later::Writable));
+            } else if !std::mem::replace(&mut session.told_full, true) {
+                context.later.push_back((conn, Later::Full));
+            }
+        }
+        while let Some(token) = session.next_flushed() {
+            context.later.push_back((conn, Later::Flushed(token)));
         }
         if session.phase == Phase::Open && session.ending.is_none() {
             if session.fin == Fin::Asked && !session.sending && session.outbox.is_empty() {
                 session.fin = Fin::Sent;
                 self.engine.shutdown_write(conn);
             }
-            let rests = session.full && context.options[session.service as usize].rest_when_full;
+            let rests = session.full && (session.over || context.options[session.service as usize].rest_when_full);
             let receiving = !session.paused_by_user && !rests;
             if receiving != session.receiving {
                 session.receiving = receiving;
@@ -117,7 +125,7 @@ impl<E: Engine> Worker<E> {
     pub(super) fn closed(&mut self, conn: ConnId, why: Option<io::Error>, unsent: u64, unacked: Option<u64>) {
         let Some(session) = self.context.find(conn) else { return };
         // What the kernel still took after the engine was told to close has had no event of its own.
-        let handed = session.accepted.saturating_sub(unsent + session.outbox.bytes());
+        let handed = session.accepted.saturating_sub(unsent + session.unseen());
         debug_assert!(handed >= session.handed, "the ledger of {conn}: {handed} < {}", session.handed);
         let late = handed - session.handed;
         session.handed = handed;
@@ -139,6 +147,8 @@ impl<E: Engine> Worker<E> {
             handed_to_kernel: session.handed,
             unacked: unacked.map(|unacked| unacked + session.queued()),
             received: session.received,
+            dropped_messages: session.rare.as_ref().map_or(0, |rare| rare.dropped_messages),
+            dropped_bytes: session.rare.as_ref().map_or(0, |rare| rare.dropped_bytes),
         };
         session.phase = Phase::Ended;
         self.context.totals.sent_bytes += late;

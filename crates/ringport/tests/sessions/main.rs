@@ -5,8 +5,10 @@
 mod closing;
 mod finish;
 mod flow;
+mod framing;
 mod ledger;
 mod limits;
+mod pressure;
 mod real;
 mod remote;
 mod shutdown;

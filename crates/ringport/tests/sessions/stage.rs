@@ -4,8 +4,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use ringport::{
-    Address, Buf, Client, CloseReason, Connection, EngineConfig, EngineKind, Faults, Handler, Selection, Server,
-    Simulation,
+    Address, Buf, Client, CloseReason, Connection, EngineConfig, EngineKind, Faults, Handler, ListenOptions, Selection,
+    Server, Simulation, SocketOptions,
 };
 
 /// Real time after which a test has failed.
@@ -150,6 +150,8 @@ pub(crate) struct Closed {
     pub(crate) unacked: Option<u64>,
     pub(crate) received: u64,
     pub(crate) failed: bool,
+    pub(crate) dropped_messages: u64,
+    pub(crate) dropped_bytes: u64,
 }
 
 /// Shared by the test and its handlers.
@@ -186,7 +188,9 @@ pub(crate) enum What<'a> {
     Open,
     Data(&'a mut Option<Buf>),
     PeerClosed,
+    Full,
     Writable,
+    Flushed(u64),
     Timer(u64),
     Message(ringport::Message),
     Close,
@@ -204,6 +208,8 @@ pub(crate) struct Player {
 pub(crate) struct PlayerState {
     pub(crate) open: bool,
     pub(crate) closed: bool,
+    /// Told that it is full, and not yet that it is writable again.
+    full: bool,
     /// Bytes received on this connection.
     pub(crate) received: usize,
     /// For the test.
@@ -275,8 +281,20 @@ impl Handler for Player {
         (self.act)(conn, What::PeerClosed);
     }
 
+    fn full(&mut self, conn: &mut Connection<'_, PlayerState>) {
+        self.check(conn.state.open && !conn.state.closed, "full outside of open and close");
+        self.check(!std::mem::replace(&mut conn.state.full, true), "full twice without writable");
+        (self.act)(conn, What::Full);
+    }
+
+    fn flushed(&mut self, conn: &mut Connection<'_, PlayerState>, token: u64) {
+        self.check(conn.state.open && !conn.state.closed, "flushed outside of open and close");
+        (self.act)(conn, What::Flushed(token));
+    }
+
     fn writable(&mut self, conn: &mut Connection<'_, PlayerState>) {
         self.check(conn.state.open && !conn.state.closed, "writable outside of open and close");
+        conn.state.full = false;
         (self.act)(conn, What::Writable);
     }
 
@@ -300,6 +318,8 @@ impl Handler for Player {
             unacked: report.unacked,
             received: report.received,
             failed: report.error.is_some(),
+            dropped_messages: report.dropped_messages,
+            dropped_bytes: report.dropped_bytes,
         });
         (self.act)(conn, What::Close);
     }
@@ -309,6 +329,20 @@ impl Handler for Player {
         seen.connect_failed += 1;
         seen.notes.push(error.to_string());
     }
+}
+
+/// Options of the connections of a listener whose kernel buffers are small, so that a reader that stalls is soon noticed.
+pub(crate) fn small_buffers() -> SocketOptions {
+    let mut options = SocketOptions::default();
+    (options.send_buffer, options.receive_buffer) = (Some(32 << 10), Some(32 << 10));
+    options
+}
+
+/// The same for a listener.
+pub(crate) fn listen_with_small_buffers() -> ListenOptions {
+    let mut options = ListenOptions::default();
+    options.socket = small_buffers();
+    options
 }
 
 /// Bytes in which every position can be told from its neighbours.

@@ -1,0 +1,90 @@
+//! Partial frames: what a handler keeps comes back in front of the next bytes.
+
+use ringport_engine::{Buf, Pool};
+
+use super::{CloseReason, ConnectionOptions, Ending, Session};
+
+impl Session {
+    /// Keeps `rest` for the next bytes, in place of what was kept before.
+    pub(crate) fn keep(&mut self, rest: Buf, options: &ConnectionOptions) {
+        self.keeps = !rest.is_empty();
+        if rest.is_empty() {
+            self.drop_kept();
+        } else if rest.len() > options.frame_limit {
+            self.drop_kept();
+            self.end(Ending::Graceful, CloseReason::FrameLimit);
+        } else {
+            self.rare().kept = Some(rest);
+        }
+    }
+
+    fn drop_kept(&mut self) {
+        self.keeps = false;
+        if let Some(rare) = &mut self.rare {
+            rare.kept = None;
+        }
+    }
+
+    /// Bytes kept.
+    pub(crate) fn kept(&self) -> usize {
+        self.rare.as_ref().and_then(|rare| rare.kept.as_ref()).map_or(0, |kept| kept.len())
+    }
+
+    /// What is kept with `more` behind it, in one buffer. The kept part is copied only when its buffer is too small, and
+    /// then into one of twice the size: bytes that come one by one cost a constant each.
+    #[cold]
+    pub(crate) fn join(&mut self, more: Buf, pool: &Pool) -> Buf {
+        self.keeps = false;
+        let Some(mut kept) = self.rare.as_mut().and_then(|rare| rare.kept.take()) else { return more };
+        if kept.spare() >= more.len() {
+            kept.append(&more);
+            return kept;
+        }
+        let bytes = kept.len() + more.len();
+        let mut joined = pool.writable(bytes).unwrap_or_else(|| Buf::with_capacity(bytes.next_power_of_two()));
+        joined.append(&kept);
+        joined.append(&more);
+        joined
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ringport_engine::PoolConfig;
+
+    use super::super::tests::session;
+    use super::*;
+
+    #[test]
+    fn what_is_kept_comes_back_whole_however_it_came() {
+        let pool = Pool::new(PoolConfig::default().small_slots(4).large_slots(2).slot_bytes(64, 256));
+        let options = ConnectionOptions::default().frame_limit(5000);
+        let mut session = session();
+        for step in [1, 3, 50, 64, 400] {
+            let (mut whole, mut moved) = (Vec::new(), 0);
+            while whole.len() < 4000 {
+                let more: Vec<u8> = (0..step).map(|at| (whole.len() + at) as u8).collect();
+                whole.extend_from_slice(&more);
+                let joined = session.join(Buf::copied(&more), &pool);
+                assert_eq!(&joined[..], whole);
+                moved += usize::from(joined.spare() == 0);
+                session.keep(joined, &options);
+                assert_eq!(session.kept(), whole.len());
+            }
+            assert!(moved < 15, "the kept bytes were moved {moved} times");
+            session.keep(Buf::copied(&[]), &options);
+            assert_eq!((session.kept(), session.keeps), (0, false));
+        }
+    }
+
+    #[test]
+    fn a_frame_that_is_too_long_ends_its_connection() {
+        let options = ConnectionOptions::default().frame_limit(100);
+        let mut session = session();
+        session.keep(Buf::copied(&[0; 100]), &options);
+        assert_eq!((session.kept(), session.ending), (100, None));
+        session.keep(Buf::copied(&[0; 101]), &options);
+        assert_eq!((session.kept(), session.ending), (0, Some(Ending::Graceful)));
+        assert_eq!(session.reason, Some(CloseReason::FrameLimit));
+    }
+}
