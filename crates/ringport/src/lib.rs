@@ -25,6 +25,7 @@
 #![forbid(unsafe_code)]
 
 mod address;
+pub mod aio;
 mod client;
 mod error;
 mod handler;
@@ -35,6 +36,7 @@ mod session;
 mod simulation;
 mod worker;
 
+pub use aio::{Stream, block_on, serve};
 pub use address::{Address, IntoAddress};
 pub use bytes::Bytes;
 pub use client::Client;

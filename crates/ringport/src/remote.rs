@@ -34,6 +34,10 @@ pub(crate) enum Letter {
     Message(ConnId, Message),
     Close(ConnId),
     Abort(ConnId),
+    /// A task was woken; which one is in a list of its own.
+    Wake,
+    /// Starts something on the worker's thread.
+    Start(Box<dyn FnOnce() + Send>),
     /// A connection that another worker accepted, for the service with this number.
     Adopt(Socket, u32),
 }

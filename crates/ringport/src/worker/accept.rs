@@ -1,11 +1,13 @@
 //! New connections: accepted here or elsewhere, or made by connecting.
 
+use std::rc::Rc;
 use std::sync::Arc;
 
 use ringport_engine::{ConnId, Engine, ListenerId, SockAddr, Socket, SocketOptions, Want};
 
 use super::counters::Counters;
 use super::{Listening, Ordering, Worker};
+use crate::aio::ListenerCell;
 use crate::remote::{Letter, Remote};
 use crate::session::{Phase, Session};
 
@@ -24,7 +26,7 @@ impl<E: Engine> Worker<E> {
     pub(crate) fn listen(&mut self, socket: Socket, service: u32, hand_over: bool) -> std::io::Result<()> {
         let id = self.engine.listen(socket)?;
         self.engine.accept(id, Want::On);
-        self.listeners.push(Listening { id, service, hand_over });
+        self.listeners.push(Listening { id, service, hand_over, queue: None });
         Ok(())
     }
 
@@ -35,13 +37,13 @@ impl<E: Engine> Worker<E> {
                 self.context.global_live.fetch_add(1, Ordering::Relaxed);
                 self.insert(conn, service, Phase::Connecting);
             }
-            Err(error) => self.services[service as usize].connect_failed(&mut self.context, &error),
+            Err(error) => self.services[service as usize].connect_failed(&mut self.context, None, &error),
         }
     }
 
     pub(super) fn accepted(&mut self, listener: ListenerId, socket: Socket) {
         let Some(listening) = self.listeners.iter().find(|listening| listening.id == listener) else { return };
-        let (service, hand_over) = (listening.service, listening.hand_over);
+        let (service, hand_over, queue) = (listening.service, listening.hand_over, listening.queue.clone());
         if self.drain.is_some() {
             return;
         }
@@ -49,6 +51,10 @@ impl<E: Engine> Worker<E> {
         if before >= self.share.max_connections {
             self.context.global_live.fetch_sub(1, Ordering::Relaxed);
             self.context.totals.refused += 1;
+            return;
+        }
+        if let Some(queue) = queue {
+            self.accept_for(queue, listener, socket);
             return;
         }
         let own = self.context.number();
@@ -59,6 +65,28 @@ impl<E: Engine> Worker<E> {
             self.context.remote.mailboxes[target].push(Letter::Adopt(socket, service))
         {
             self.adopt(socket, service);
+        }
+    }
+
+    /// Opens a connection for the listener of a task, and pauses accepting when enough of them wait there.
+    fn accept_for(&mut self, queue: Rc<ListenerCell>, listener: ListenerId, socket: Socket) {
+        if queue.is_gone() {
+            self.context.global_live.fetch_sub(1, Ordering::Relaxed);
+            return;
+        }
+        self.context.aio().set_accepting(Some(Rc::clone(&queue)));
+        self.adopt(socket, self.task_service);
+        self.context.aio().set_accepting(None);
+        if queue.is_full() {
+            self.engine.accept(listener, Want::Paused);
+        }
+    }
+
+    pub(super) fn listener_closed(&mut self, listener: ListenerId) {
+        for listening in self.listeners.extract_if(.., |listening| listening.id == listener) {
+            if let Some(queue) = listening.queue {
+                queue.closed(std::io::Error::new(std::io::ErrorKind::ConnectionAborted, "the listener is closed"));
+            }
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
@@ -12,6 +13,7 @@ use super::account::Account;
 use super::counters::{Counters, Totals};
 use super::service::Later;
 use super::timers::{Due, Timer, TimerId, Timers};
+use crate::aio::Runtime;
 use crate::remote::Remote;
 use crate::session::{CloseReason, ConnectionOptions, Ending, Phase, Refusal, SendOutcome, Session};
 
@@ -65,6 +67,7 @@ pub struct Context {
     pub(super) clock: u32,
     pub(super) remote: Remote,
     pub(super) stopping: bool,
+    pub(super) aio: Rc<Runtime>,
 }
 
 /// A session and what it needs to send.
@@ -259,6 +262,7 @@ impl Context {
     #[inline]
     pub(super) fn set_now(&mut self, now: Instant) {
         self.now = now;
+        self.aio.set_now(now);
         self.clock = now.saturating_duration_since(self.started).as_millis() as u32;
     }
 

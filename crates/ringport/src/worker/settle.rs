@@ -73,6 +73,7 @@ impl<E: Engine> Worker<E> {
                 }
                 let linger = self.context.options[service].linger;
                 self.context.set_session_timer(conn, self.context.now + linger, Timer::Linger(conn));
+                self.context.aio().closing(conn);
                 self.flushed(conn);
             }
             (Phase::Flushing, _) => self.flushed(conn),
@@ -101,6 +102,7 @@ impl<E: Engine> Worker<E> {
         if let Some(session) = self.context.find(conn) {
             session.phase = Phase::Ended;
         }
+        self.context.aio().closing(conn);
         self.engine.close(conn, how);
     }
 
@@ -133,7 +135,7 @@ impl<E: Engine> Worker<E> {
         if !session.opened {
             let error = why.unwrap_or_else(|| io::ErrorKind::ConnectionAborted.into());
             self.forget(conn);
-            self.services[service].connect_failed(&mut self.context, &error);
+            self.services[service].connect_failed(&mut self.context, Some(conn), &error);
             return;
         }
         let reason = match &why {

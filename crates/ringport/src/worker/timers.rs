@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use ringport_engine::ConnId;
 
 use super::wheel::{TimerKey, Wheel};
+use crate::aio::SleepId;
 
 /// Handle of a timer. A stale one does nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -23,6 +24,8 @@ pub(super) enum Timer {
     Linger(ConnId),
     /// A timer of the user.
     User(TimerId),
+    /// A sleep of a task.
+    Sleep(SleepId),
     /// The handlers' background tick.
     Tick,
     /// Look which connections are quiet enough to be closed.

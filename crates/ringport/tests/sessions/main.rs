@@ -2,6 +2,7 @@
 //!
 //! Each test is written once, against a [`Stage`](stage::Stage), and `stages!` runs it on all of them.
 
+mod aio;
 mod closing;
 mod finish;
 mod flow;

@@ -1,0 +1,474 @@
+//! [`Stream`] and its halves.
+
+use std::fmt;
+use std::future::poll_fn;
+use std::io;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use ringport_engine::{Buf, Chunk, ConnInfo};
+
+use super::cell::StreamCell;
+use crate::address::Address;
+use crate::session::CloseReason;
+use crate::worker::ConnectionId;
+
+/// The receiving half of a stream. Dropping it discards what lies there and what still comes.
+pub struct OwnedReader {
+    pub(super) cell: Rc<StreamCell>,
+}
+
+/// The sending half of a stream. Dropping it sends a FIN behind what is queued.
+pub struct OwnedWriter {
+    pub(super) cell: Rc<StreamCell>,
+}
+
+/// A connection, owned by a task. It stays on its worker.
+///
+/// Dropping it closes the connection in order, in the background: what was sent is delivered, then a FIN. If the task
+/// panicked the connection is aborted instead.
+pub struct Stream {
+    pub(super) reader: OwnedReader,
+    pub(super) writer: OwnedWriter,
+}
+
+impl OwnedReader {
+    /// The next bytes that arrived, in the buffer in which the kernel left them. `None` at the peer's FIN.
+    ///
+    /// # Errors
+    ///
+    /// What ended the connection, after all that arrived before was handed out; `TimedOut` after the read timeout, and the
+    /// stream can still be used then.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping it loses nothing: the next call gets the bytes.
+    #[inline]
+    pub async fn recv(&mut self) -> io::Result<Option<Buf>> {
+        self.cell.begin_read();
+        poll_fn(|cx| self.cell.poll_recv(cx)).await
+    }
+
+    /// Moves bytes that arrived into `to` and says how many; 0 at the peer's FIN.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::recv`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping it loses nothing.
+    pub async fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
+        self.cell.begin_read();
+        poll_fn(|cx| self.cell.poll_read(cx, to)).await
+    }
+
+    /// Fills `to`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::recv`], and `UnexpectedEof` if the peer closes before; what it sent stays to be received.
+    ///
+    /// # Cancel safety
+    ///
+    /// It takes all bytes or none: until there are enough they stay where they are, and dropping it loses nothing.
+    pub async fn read_exact(&mut self, to: &mut [u8]) -> io::Result<()> {
+        self.cell.begin_read();
+        let _room = ReadRoom(&self.cell);
+        poll_fn(|cx| self.cell.poll_read_exact(cx, to)).await
+    }
+
+    /// Sets how long one receiving operation may wait. Without end by default.
+    pub fn set_read_timeout(&mut self, timeout: Option<Duration>) {
+        self.cell.set_timeouts(Some(timeout), None);
+    }
+
+    /// As [`Self::recv`], for those who write futures by hand.
+    pub fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Option<Buf>>> {
+        self.cell.poll_recv(cx)
+    }
+
+    /// As [`Self::read`], for those who write futures by hand.
+    pub fn poll_read(&mut self, cx: &mut Context<'_>, to: &mut [u8]) -> Poll<io::Result<usize>> {
+        self.cell.poll_read(cx, to)
+    }
+
+    /// Whether `other` is the other half of the same stream.
+    #[must_use]
+    pub fn is_pair_of(&self, other: &OwnedWriter) -> bool {
+        Rc::ptr_eq(&self.cell, &other.cell)
+    }
+
+    /// Joins the halves of one stream again.
+    ///
+    /// # Errors
+    ///
+    /// Hands both back if they are of different streams.
+    pub fn unsplit(self, writer: OwnedWriter) -> Result<Stream, (Self, OwnedWriter)> {
+        if self.is_pair_of(&writer) { Ok(Stream { reader: self, writer }) } else { Err((self, writer)) }
+    }
+}
+
+/// A read of many bytes is over, however it ended: the inbox has its usual size again.
+struct ReadRoom<'a>(&'a StreamCell);
+
+impl Drop for ReadRoom<'_> {
+    fn drop(&mut self) {
+        self.0.end_read_exact();
+    }
+}
+
+impl OwnedWriter {
+    /// Queues `data` without copying it, once less than the high mark is queued. It leaves when the task waits next,
+    /// together with all else that it has sent until then.
+    ///
+    /// # Errors
+    ///
+    /// What ended the connection; `BrokenPipe` after [`Self::shutdown`]; `TimedOut` when the queue stayed full for the
+    /// write timeout; `InvalidInput` for a message larger than the send limit under a policy that drops messages.
+    ///
+    /// # Cancel safety
+    ///
+    /// All or nothing: if it is dropped before it is ready, nothing of `data` was or will be sent. To keep the data in that
+    /// case wait for [`Self::writable`] first.
+    #[inline]
+    pub async fn send(&mut self, data: impl Into<Chunk>) -> io::Result<()> {
+        let data = data.into();
+        self.writable().await?;
+        self.cell.push(data)
+    }
+
+    /// Queues all `pieces`, one behind the other, once less than the high mark is queued.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::send`].
+    ///
+    /// # Cancel safety
+    ///
+    /// All or nothing: if it is dropped before it is ready, none of the pieces was or will be sent.
+    pub async fn send_all<C: Into<Chunk>>(&mut self, pieces: impl IntoIterator<Item = C>) -> io::Result<()> {
+        self.writable().await?;
+        pieces.into_iter().try_for_each(|piece| self.cell.push(piece.into()))
+    }
+
+    /// Waits until less than the high mark is queued, so that the next send does not wait.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::send`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping it changes nothing.
+    #[inline]
+    pub async fn writable(&mut self) -> io::Result<()> {
+        self.cell.begin_write();
+        poll_fn(|cx| self.cell.poll_room(cx)).await
+    }
+
+    /// Waits until the kernel has taken everything that was sent. That is not yet the peer.
+    ///
+    /// # Errors
+    ///
+    /// What ended the connection before; `TimedOut` after the write timeout.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping it changes nothing: what was sent leaves all the same.
+    pub async fn flush(&mut self) -> io::Result<()> {
+        self.cell.begin_write();
+        let number = self.cell.ask_flush();
+        poll_fn(|cx| self.cell.poll_flushed(number, cx)).await
+    }
+
+    /// Sends no more: a FIN follows what is queued (a half-close). Waits until the kernel has taken everything. Receiving
+    /// goes on.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::flush`].
+    ///
+    /// # Cancel safety
+    ///
+    /// From its first poll on, the FIN follows even if the future is dropped.
+    pub async fn shutdown(&mut self) -> io::Result<()> {
+        self.cell.ask_finish();
+        self.flush().await
+    }
+
+    /// Sets how long one sending operation may wait for the peer. Without end by default.
+    pub fn set_write_timeout(&mut self, timeout: Option<Duration>) {
+        self.cell.set_timeouts(None, Some(timeout));
+    }
+
+    /// Bytes that wait for the kernel, as far as is known between two turns.
+    #[must_use]
+    pub fn queued(&self) -> u64 {
+        self.cell.queued()
+    }
+
+    /// As [`Self::send`] of a copy, for those who write futures by hand: all of `data` is queued, or it waits.
+    pub fn poll_write(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        ready!(self.cell.poll_room(cx))?;
+        // More than this at a time would pass the limits by.
+        let data = &data[..data.len().min(WRITE_MAX)];
+        self.cell.write(data);
+        Poll::Ready(Ok(data.len()))
+    }
+
+    /// As [`Self::send`], for those who write futures by hand. Takes the data out when it is queued.
+    pub fn poll_send(&mut self, cx: &mut Context<'_>, data: &mut Option<Chunk>) -> Poll<io::Result<()>> {
+        ready!(self.cell.poll_room(cx))?;
+        Poll::Ready(data.take().map_or(Ok(()), |data| self.cell.push(data)))
+    }
+
+}
+
+/// Most bytes copied by one call of `poll_write`.
+const WRITE_MAX: usize = 64 * 1024;
+
+impl Stream {
+    pub(super) fn new(cell: Rc<StreamCell>) -> Self {
+        Self { reader: OwnedReader { cell: Rc::clone(&cell) }, writer: OwnedWriter { cell } }
+    }
+
+    /// The connection is established, or never will be.
+    pub(super) async fn connected(&self) -> io::Result<()> {
+        poll_fn(|cx| self.reader.cell.poll_connected(cx)).await
+    }
+
+    /// As [`OwnedReader::recv`]: the next bytes, `None` at the peer's FIN.
+    ///
+    /// # Errors
+    ///
+    /// As [`OwnedReader::recv`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping it loses nothing.
+    #[inline]
+    pub async fn recv(&mut self) -> io::Result<Option<Buf>> {
+        self.reader.recv().await
+    }
+
+    /// As [`OwnedReader::read`].
+    ///
+    /// # Errors
+    ///
+    /// As [`OwnedReader::recv`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping it loses nothing.
+    pub async fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
+        self.reader.read(to).await
+    }
+
+    /// As [`OwnedReader::read_exact`].
+    ///
+    /// # Errors
+    ///
+    /// As [`OwnedReader::read_exact`].
+    ///
+    /// # Cancel safety
+    ///
+    /// It takes all bytes or none.
+    pub async fn read_exact(&mut self, to: &mut [u8]) -> io::Result<()> {
+        self.reader.read_exact(to).await
+    }
+
+    /// As [`OwnedWriter::send`].
+    ///
+    /// # Errors
+    ///
+    /// As [`OwnedWriter::send`].
+    ///
+    /// # Cancel safety
+    ///
+    /// All or nothing.
+    #[inline]
+    pub async fn send(&mut self, data: impl Into<Chunk>) -> io::Result<()> {
+        self.writer.send(data).await
+    }
+
+    /// As [`OwnedWriter::send_all`].
+    ///
+    /// # Errors
+    ///
+    /// As [`OwnedWriter::send`].
+    ///
+    /// # Cancel safety
+    ///
+    /// All or nothing.
+    pub async fn send_all<C: Into<Chunk>>(&mut self, pieces: impl IntoIterator<Item = C>) -> io::Result<()> {
+        self.writer.send_all(pieces).await
+    }
+
+    /// As [`OwnedWriter::writable`].
+    ///
+    /// # Errors
+    ///
+    /// As [`OwnedWriter::send`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping it changes nothing.
+    pub async fn writable(&mut self) -> io::Result<()> {
+        self.writer.writable().await
+    }
+
+    /// As [`OwnedWriter::flush`].
+    ///
+    /// # Errors
+    ///
+    /// As [`OwnedWriter::flush`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping it changes nothing.
+    pub async fn flush(&mut self) -> io::Result<()> {
+        self.writer.flush().await
+    }
+
+    /// As [`OwnedWriter::shutdown`].
+    ///
+    /// # Errors
+    ///
+    /// As [`OwnedWriter::flush`].
+    ///
+    /// # Cancel safety
+    ///
+    /// From its first poll on, the FIN follows even if the future is dropped.
+    pub async fn shutdown(&mut self) -> io::Result<()> {
+        self.writer.shutdown().await
+    }
+
+    /// Closes in order and waits for the end: everything sent was delivered and the peer has closed, too.
+    ///
+    /// # Errors
+    ///
+    /// What went wrong: the peer reset, or did not close within the linger time.
+    ///
+    /// # Cancel safety
+    ///
+    /// If it is dropped the connection closes in order all the same.
+    pub async fn close(self) -> io::Result<()> {
+        let cell = Rc::clone(&self.reader.cell);
+        drop(self);
+        poll_fn(|cx| cell.poll_closed(cx)).await
+    }
+
+    /// Closes at once with a reset. What is queued is lost.
+    pub fn abort(self) {
+        self.reader.cell.ask_abort(CloseReason::Local);
+    }
+
+    /// The two halves, for two tasks of this worker.
+    #[must_use]
+    pub fn split(self) -> (OwnedReader, OwnedWriter) {
+        (self.reader, self.writer)
+    }
+
+    /// As [`OwnedReader::set_read_timeout`].
+    pub fn set_read_timeout(&mut self, timeout: Option<Duration>) {
+        self.reader.set_read_timeout(timeout);
+    }
+
+    /// As [`OwnedWriter::set_write_timeout`].
+    pub fn set_write_timeout(&mut self, timeout: Option<Duration>) {
+        self.writer.set_write_timeout(timeout);
+    }
+
+    /// Addresses and the state of the kernel's send queue, by a system call.
+    ///
+    /// # Errors
+    ///
+    /// What the system answers; what ended the connection when it is gone.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping it changes nothing.
+    pub async fn info(&self) -> io::Result<ConnInfo> {
+        self.reader.cell.ask_info();
+        poll_fn(|cx| self.reader.cell.poll_info(cx)).await
+    }
+
+    /// The peer's address.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::info`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping it changes nothing.
+    pub async fn peer_addr(&self) -> io::Result<Address> {
+        Ok(Address::from_system(&self.info().await?.peer))
+    }
+
+    /// This side's address.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::info`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping it changes nothing.
+    pub async fn local_addr(&self) -> io::Result<Address> {
+        Ok(Address::from_system(&self.info().await?.local))
+    }
+
+    /// Whether the connection can still be used: nobody has closed it, as far as is known.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.reader.cell.is_open()
+    }
+
+    /// The handle of the connection; `None` when it is gone. A [`Remote`](crate::Remote) reaches it by that.
+    #[must_use]
+    pub fn id(&self) -> Option<ConnectionId> {
+        self.reader.cell.id()
+    }
+
+    /// Bytes that wait for the kernel, as far as is known between two turns.
+    #[must_use]
+    pub fn queued(&self) -> u64 {
+        self.writer.queued()
+    }
+}
+
+impl Drop for OwnedReader {
+    fn drop(&mut self) {
+        self.cell.drop_reader();
+    }
+}
+
+impl Drop for OwnedWriter {
+    fn drop(&mut self) {
+        if self.cell.runtime.is_burying() {
+            self.cell.ask_abort(CloseReason::Panic);
+        }
+        self.cell.drop_writer();
+    }
+}
+
+impl fmt::Debug for Stream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Stream").field("id", &self.id()).field("open", &self.is_open()).finish()
+    }
+}
+
+impl fmt::Debug for OwnedReader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OwnedReader").field("id", &self.cell.id()).finish()
+    }
+}
+
+impl fmt::Debug for OwnedWriter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OwnedWriter").field("id", &self.cell.id()).finish()
+    }
+}
