@@ -3,7 +3,6 @@
 //! A future cannot reach its worker while it is polled. So it leaves what it wants in its stream's cell or in a list
 //! here, and the worker carries it out right after the poll (`worker/tasks.rs`), as it does for a handler's callback.
 
-use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -72,7 +71,6 @@ pub(crate) struct Runtime {
     pub(super) network: Option<Network>,
     /// Set while the future of a task that panicked is dropped.
     panicked: Cell<bool>,
-    payload: RefCell<Option<Box<dyn Any + Send>>>,
     panics: Cell<u64>,
     cancel_all: Cell<bool>,
     closed: Cell<bool>,
@@ -102,7 +100,6 @@ impl Runtime {
             pool,
             network,
             panicked: Cell::new(false),
-            payload: RefCell::default(),
             panics: Cell::new(0),
             cancel_all: Cell::new(false),
             closed: Cell::new(false),
@@ -255,34 +252,28 @@ impl Runtime {
             Ok(Poll::Ready(())) => {
                 self.tasks.borrow_mut().remove(task);
             }
-            Err(payload) => {
+            Err(_) => {
                 self.tasks.borrow_mut().remove(task);
-                self.bury(taken.future, payload);
+                self.bury(taken.future);
             }
         }
     }
 
-    /// Drops a future that panicked: its streams are aborted, and who waits for it gets the payload.
+    /// Drops a future that panicked. Its streams are aborted.
     #[cold]
-    fn bury(&self, future: BoxFuture, payload: Box<dyn Any + Send>) {
+    fn bury(&self, future: BoxFuture) {
         tracing::error!("a task panicked; its connections are aborted");
         self.panics.set(self.panics.get() + 1);
         self.panicked.set(true);
-        *self.payload.borrow_mut() = Some(payload);
         if catch_unwind(AssertUnwindSafe(|| drop(future))).is_err() {
             tracing::error!("what a panicked task left behind panicked, too");
         }
         self.panicked.set(false);
-        self.payload.borrow_mut().take();
     }
 
-    /// Whether a stream that is dropped now is dropped because its task panicked.
+    /// Whether a stream that is dropped now is dropped because its task panicked: by unwinding, or with what that left.
     pub(super) fn is_burying(&self) -> bool {
-        self.panicked.get()
-    }
-
-    pub(super) fn take_payload(&self) -> Option<Box<dyn Any + Send>> {
-        self.payload.borrow_mut().take()
+        self.panicked.get() || std::thread::panicking()
     }
 
     pub(crate) fn take_panics(&self) -> u64 {

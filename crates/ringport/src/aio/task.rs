@@ -4,8 +4,9 @@ use std::any::Any;
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::fmt;
-use std::future::Future;
-use std::pin::Pin;
+use std::future::{Future, poll_fn};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -285,8 +286,7 @@ impl<T> Leave<T> {
 impl<T> Drop for Leave<T> {
     fn drop(&mut self) {
         if Rc::strong_count(&self.joint) > 1 && self.joint.borrow().result.is_none() {
-            let panicked = self.runtime.take_payload();
-            self.leave(Err(panicked.map_or(JoinError::Cancelled, JoinError::Panicked)));
+            self.leave(Err(JoinError::Cancelled));
         }
     }
 }
@@ -299,8 +299,19 @@ pub(super) fn spawn_on<T: 'static>(
     let joint = Rc::new(RefCell::new(Joint { result: None, waiting: Interest::None }));
     let leave = Leave { runtime: Rc::clone(runtime), joint: Rc::clone(&joint) };
     let id = runtime.start(Box::pin(async move {
-        let result = future.await;
-        leave.leave(Ok(result));
+        let mut future = pin!(future);
+        let polled = poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
+            Ok(polled) => polled.map(Ok),
+            Err(payload) => Poll::Ready(Err(payload)),
+        });
+        match polled.await {
+            Ok(result) => leave.leave(Ok(result)),
+            Err(payload) => {
+                leave.leave(Err(JoinError::Panicked(payload)));
+                // What the future held is dropped by unwinding, so that streams can tell.
+                resume_unwind(Box::new(()));
+            }
+        }
     }));
     JoinHandle { runtime: Rc::clone(runtime), id, joint }
 }

@@ -221,6 +221,7 @@ fn a_listener_hands_out_every_connection(stage: &Stage) {
     let server = Server::new().listen_async(listen_on(stage), async move |mut asked: Stream| {
         let mut listener = Listener::bind(other)?;
         asked.send(listener.address().to_string()).await?;
+        asked.shutdown().await?;
         for _ in 0..CONNECTIONS {
             let stream = listener.accept().await?;
             aio::spawn(echo(stream));
@@ -230,11 +231,11 @@ fn a_listener_hands_out_every_connection(stage: &Stage) {
     let client = move |address: Address| {
         Client::new().task(async move || {
             let mut asked = aio::connect(address.clone()).await?;
-            let at = asked.recv().await?.expect("it says where it listens");
+            let at = read_all(&mut asked).await?;
             let at = String::from_utf8_lossy(&at).into_owned();
             let mut streams = Vec::new();
             for number in 0..CONNECTIONS {
-                let mut stream = aio::connect(&at).await.expect("it accepts");
+                let mut stream = aio::connect(&at).await.unwrap_or_else(|error| panic!("{number}: {error}"));
                 stream.send(number.to_string()).await?;
                 streams.push(stream);
             }
@@ -449,6 +450,9 @@ fn several_workers_serve_and_a_shutdown_drains_them() {
             let mut streams = Vec::new();
             for _ in 0..50 {
                 let mut stream = aio::connect(to.clone()).await.expect("it accepts");
+                // Once the first byte is back it is accepted.
+                stream.send("!").await.expect("it takes data");
+                stream.read_exact(&mut [0]).await.expect("it comes back");
                 stream.send(vec![3; 20_000]).await.expect("it takes data");
                 streams.push(stream);
             }

@@ -4,6 +4,7 @@
 
 mod aio;
 mod closing;
+mod dropped;
 mod finish;
 mod flow;
 mod framing;
