@@ -36,8 +36,8 @@ mod session;
 mod simulation;
 mod worker;
 
-pub use aio::{Stream, block_on, serve};
 pub use address::{Address, IntoAddress};
+pub use aio::{Stream, block_on, serve};
 pub use bytes::Bytes;
 pub use client::Client;
 pub use error::{Error, Result, is_transient};

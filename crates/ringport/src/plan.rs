@@ -49,7 +49,11 @@ pub(crate) struct ServiceSpec {
 #[derive(Clone)]
 pub(crate) enum Role {
     Listen(Address, ListenOptions),
-    Connect { to: Address, connections: usize, options: SocketOptions },
+    Connect {
+        to: Address,
+        connections: usize,
+        options: SocketOptions,
+    },
     /// A task on each worker.
     Task,
 }

@@ -9,7 +9,12 @@ use std::time::{Duration, Instant};
 
 use socket2::SockRef;
 
-use crate::program::{Server, check_echo, engines, pattern};
+use crate::program::{Server, both_apis, check_echo, engines, pattern};
+
+both_apis! {
+    resets_at_any_moment,
+    a_peer_that_never_reads_costs_bounded_memory,
+}
 
 /// Runs an echo on `stream` until it is told to stop, and returns the number of messages and the slowest.
 fn probe(mut stream: TcpStream, stop: Arc<AtomicBool>) -> thread::JoinHandle<(usize, Duration)> {
@@ -26,7 +31,6 @@ fn probe(mut stream: TcpStream, stop: Arc<AtomicBool>) -> thread::JoinHandle<(us
     })
 }
 
-#[test]
 fn resets_at_any_moment() {
     for engine in engines() {
         let mut server = Server::start(&["echo", "--engine", engine]);
@@ -57,7 +61,6 @@ fn resets_at_any_moment() {
     }
 }
 
-#[test]
 fn a_peer_that_never_reads_costs_bounded_memory() {
     for engine in engines() {
         for service in ["echo", "generate"] {

@@ -7,9 +7,20 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::program::{LIMIT, Server, address_of, check_echo, connect, engines, pattern, temporary};
+use crate::program::{LIMIT, Server, address_of, both_apis, check_echo, connect, engines, pattern, temporary};
 
-#[test]
+both_apis! {
+    echo_on_each_engine,
+    several_listeners,
+    a_port_in_use_is_refused,
+    generate_counts_and_discard_swallows,
+    a_refused_send_waits_and_loses_nothing,
+    half_close_with_data_pending_both_ways,
+    a_silent_connection_is_closed_at_the_idle_timeout,
+    the_limit_of_connections_holds,
+    the_least_loaded_worker_gets_the_connection,
+}
+
 fn echo_on_each_engine() {
     for engine in engines() {
         let mut server = Server::start(&["echo", "--engine", engine, "--workers", "2"]);
@@ -37,7 +48,6 @@ fn echo_on_each_engine() {
     }
 }
 
-#[test]
 fn several_listeners() {
     let path = temporary("several.sock");
     let unix = format!("unix:{path}");
@@ -57,7 +67,6 @@ fn several_listeners() {
     assert!(!Path::new(&path).exists(), "the socket file is gone");
 }
 
-#[test]
 fn a_port_in_use_is_refused() {
     let server = Server::start(&["echo"]);
     let address = server.address().to_string();
@@ -68,7 +77,6 @@ fn a_port_in_use_is_refused() {
     check_echo(&mut server.connect(), b"the first goes on");
 }
 
-#[test]
 fn generate_counts_and_discard_swallows() {
     for engine in engines() {
         for limit in ["10MiB", "4k"] {
@@ -91,7 +99,6 @@ fn generate_counts_and_discard_swallows() {
     }
 }
 
-#[test]
 fn a_refused_send_waits_and_loses_nothing() {
     for engine in engines() {
         for limit in ["1k", "10k", "100k"] {
@@ -112,7 +119,6 @@ fn a_refused_send_waits_and_loses_nothing() {
     }
 }
 
-#[test]
 fn half_close_with_data_pending_both_ways() {
     for engine in engines() {
         let server = Server::start(&["echo", "--engine", engine]);
@@ -132,7 +138,6 @@ fn half_close_with_data_pending_both_ways() {
     }
 }
 
-#[test]
 fn a_silent_connection_is_closed_at_the_idle_timeout() {
     for engine in engines() {
         let server = Server::start(&["echo", "--engine", engine, "--idle-timeout", "300ms"]);
@@ -153,7 +158,6 @@ fn a_silent_connection_is_closed_at_the_idle_timeout() {
     }
 }
 
-#[test]
 fn the_limit_of_connections_holds() {
     for engine in engines() {
         let server = Server::start(&["echo", "--engine", engine, "--max-connections", "3"]);
@@ -182,7 +186,6 @@ fn the_limit_of_connections_holds() {
     }
 }
 
-#[test]
 fn the_least_loaded_worker_gets_the_connection() {
     let server = Server::start(&["echo", "--workers", "2", "--spread", "least-loaded"]);
     let mut streams: Vec<TcpStream> = (0..20).map(|_| server.connect()).collect();

@@ -18,9 +18,7 @@ use ringport_engine::{Buf, Chunk, ConnId, ConnInfo, SendQueue};
 
 use super::inbox::Inbox;
 use super::runtime::{Interest, Runtime};
-use crate::session::{
-    CloseReason, CloseReport, ConnectionOptions, Ending, Phase, Refusal, SendOutcome, Session,
-};
+use crate::session::{CloseReason, CloseReport, ConnectionOptions, Ending, Phase, Refusal, SendOutcome, Session};
 use crate::worker::{Account, ConnectionId};
 
 /// Bytes in the inbox above which reading pauses. At half of them it goes on.
@@ -303,12 +301,7 @@ impl StreamCell {
 
     /// Carries out on the session what the stream wants.
     #[inline]
-    pub(crate) fn hand_over(
-        &self,
-        session: &mut Session,
-        options: &ConnectionOptions,
-        account: &mut Account,
-    ) -> Todo {
+    pub(crate) fn hand_over(&self, session: &mut Session, options: &ConnectionOptions, account: &mut Account) -> Todo {
         let mut inner = self.inner.borrow_mut();
         let mut todo = Todo::default();
         let abandoned = inner.reader_gone && inner.writer_gone;

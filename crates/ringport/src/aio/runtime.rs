@@ -242,7 +242,8 @@ impl Runtime {
         let taken = self.tasks.borrow_mut().take(task);
         let Some(mut taken) = taken else { return };
         let before = self.polling.replace(Some((task, shape(&taken.waker))));
-        let polled = catch_unwind(AssertUnwindSafe(|| taken.future.as_mut().poll(&mut Context::from_waker(&taken.waker))));
+        let polled =
+            catch_unwind(AssertUnwindSafe(|| taken.future.as_mut().poll(&mut Context::from_waker(&taken.waker))));
         self.polling.set(before);
         match polled {
             Ok(Poll::Pending) => {

@@ -223,7 +223,6 @@ impl OwnedWriter {
         ready!(self.cell.poll_room(cx))?;
         Poll::Ready(data.take().map_or(Ok(()), |data| self.cell.push(data)))
     }
-
 }
 
 /// Most bytes copied by one call of `poll_write`.

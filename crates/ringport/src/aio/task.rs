@@ -292,10 +292,7 @@ impl<T> Drop for Leave<T> {
 }
 
 /// Runs `future` as a task of its own.
-pub(super) fn spawn_on<T: 'static>(
-    runtime: &Rc<Runtime>,
-    future: impl Future<Output = T> + 'static,
-) -> JoinHandle<T> {
+pub(super) fn spawn_on<T: 'static>(runtime: &Rc<Runtime>, future: impl Future<Output = T> + 'static) -> JoinHandle<T> {
     let joint = Rc::new(RefCell::new(Joint { result: None, waiting: Interest::None }));
     let leave = Leave { runtime: Rc::clone(runtime), joint: Rc::clone(&joint) };
     let id = runtime.start(Box::pin(async move {

@@ -148,16 +148,20 @@ fn a_stream_that_is_not_read_is_bounded(stage: &Stage) {
 }
 
 fn a_flush_tells_when_the_kernel_has_taken_it(stage: &Stage) {
-    play(stage, async |mut stream: Stream| read_all(&mut stream).await.map(drop), async |to| {
-        let mut stream = aio::connect(to).await?;
-        stream.flush().await?;
-        for _ in 0..5 {
-            stream.send(vec![1; 150_000]).await?;
+    play(
+        stage,
+        async |mut stream: Stream| read_all(&mut stream).await.map(drop),
+        async |to| {
+            let mut stream = aio::connect(to).await?;
             stream.flush().await?;
-            assert_eq!(stream.queued(), 0);
-        }
-        Ok(())
-    });
+            for _ in 0..5 {
+                stream.send(vec![1; 150_000]).await?;
+                stream.flush().await?;
+                assert_eq!(stream.queued(), 0);
+            }
+            Ok(())
+        },
+    );
 }
 
 fn a_task_that_panics_ends_its_connection_alone(stage: &Stage) {
@@ -280,21 +284,28 @@ fn deadlines_end_one_operation_only(stage: &Stage) {
 
 fn refused_and_reset_connections_say_so(stage: &Stage) {
     let nobody = if stage.is_simulated() { "127.0.0.1:9" } else { "127.0.0.1:1" };
-    play(stage, async |stream: Stream| { stream.abort(); Ok(()) }, async move |to| {
-        assert_eq!(aio::connect(nobody).await.unwrap_err().kind(), ErrorKind::ConnectionRefused);
-        assert_eq!(aio::connect("nonsense").await.unwrap_err().kind(), ErrorKind::InvalidInput);
-        // The reset may overtake the end of the connect.
-        if let Ok(mut stream) = aio::connect(to).await {
-            assert_eq!(stream.recv().await.unwrap_err().kind(), ErrorKind::ConnectionReset);
-            let mut error = stream.send("x").await;
-            while error.is_ok() {
-                aio::sleep(Duration::from_millis(1)).await;
-                error = stream.send("x").await;
+    play(
+        stage,
+        async |stream: Stream| {
+            stream.abort();
+            Ok(())
+        },
+        async move |to| {
+            assert_eq!(aio::connect(nobody).await.unwrap_err().kind(), ErrorKind::ConnectionRefused);
+            assert_eq!(aio::connect("nonsense").await.unwrap_err().kind(), ErrorKind::InvalidInput);
+            // The reset may overtake the end of the connect.
+            if let Ok(mut stream) = aio::connect(to).await {
+                assert_eq!(stream.recv().await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+                let mut error = stream.send("x").await;
+                while error.is_ok() {
+                    aio::sleep(Duration::from_millis(1)).await;
+                    error = stream.send("x").await;
+                }
+                assert!(!stream.is_open());
             }
-            assert!(!stream.is_open());
-        }
-        Ok(())
-    });
+            Ok(())
+        },
+    );
 }
 
 fn sleeps_and_ticks_come_in_order(stage: &Stage) {

@@ -213,8 +213,7 @@ fn descriptors() -> Option<usize> {
 /// `RINGPORT_DROPS` says how many.
 #[test]
 fn nothing_is_left_of_futures_dropped_under_load() {
-    let drops: u64 =
-        std::env::var("RINGPORT_DROPS").ok().and_then(|text| text.parse().ok()).unwrap_or(4_000);
+    let drops: u64 = std::env::var("RINGPORT_DROPS").ok().and_then(|text| text.parse().ok()).unwrap_or(4_000);
     for kind in [EngineKind::Uring, EngineKind::Epoll, EngineKind::Kqueue] {
         if Stage::real(kind).is_none() {
             continue;
