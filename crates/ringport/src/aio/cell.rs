@@ -24,6 +24,9 @@ use crate::worker::{Account, ConnectionId};
 /// Bytes in the inbox above which reading pauses. At half of them it goes on.
 pub(super) const INBOX_BYTES: usize = 64 * 1024;
 
+/// Most bytes of one exact read, all of which may lie in the inbox at once.
+const READ_EXACT_MAX: usize = 1 << 30;
+
 /// The token of the session's flush that tells when more of a large send fits.
 const MORE: u64 = u64::MAX;
 /// The tokens of the session's timers.
@@ -50,14 +53,15 @@ enum State {
 struct Inner {
     inbox: Inbox,
     /// Above this many bytes in the inbox reading pauses.
-    inbox_max: usize,
+    inbox_max: u32,
     /// What `send` took and the session has not got yet.
-    outbox: SendQueue,
+    /// Only between a poll and what follows it, or while it waits for the limit: idle streams have none.
+    outbox: Option<Box<SendQueue>>,
     /// What the session had queued when it was last looked at.
     session_queued: u64,
-    high_mark: u64,
+    high_mark: u32,
     /// Longest piece that can be sent: the send limit under a policy that drops whole messages, else no limit.
-    message_max: u64,
+    message_max: u32,
     reader: Interest,
     writer: Interest,
     state: State,
@@ -70,7 +74,6 @@ struct Inner {
     /// A flush of the session will tell when more of the outbox fits.
     continuing: bool,
     flush: Flush,
-    end: Option<Box<End>>,
     extra: Option<Box<Extra>>,
 }
 
@@ -78,7 +81,7 @@ struct Inner {
 #[derive(Default)]
 struct Flush {
     asked: u32,
-    under_way: Option<u32>,
+    under_way: bool,
     done: u32,
 }
 
@@ -92,6 +95,7 @@ struct End {
 /// What most streams do without.
 #[derive(Default)]
 struct Extra {
+    end: Option<End>,
     read: Deadline,
     write: Deadline,
     info_wanted: bool,
@@ -151,13 +155,14 @@ pub(crate) struct Todo {
 
 impl StreamCell {
     pub(super) fn new(runtime: Rc<Runtime>, open: bool, options: &ConnectionOptions) -> Rc<Self> {
-        let message_max = if options.over_limit.drops() { options.send_limit } else { u64::MAX };
+        let small = |bytes: u64| u32::try_from(bytes).unwrap_or(u32::MAX);
+        let message_max = if options.over_limit.drops() { small(options.send_limit) } else { u32::MAX };
         let inner = Inner {
             inbox: Inbox::default(),
-            inbox_max: INBOX_BYTES,
-            outbox: SendQueue::new(),
+            inbox_max: INBOX_BYTES as u32,
+            outbox: None,
             session_queued: 0,
-            high_mark: options.high_mark,
+            high_mark: small(options.high_mark),
             message_max,
             reader: Interest::None,
             writer: Interest::None,
@@ -170,7 +175,6 @@ impl StreamCell {
             abort: None,
             continuing: false,
             flush: Flush::default(),
-            end: None,
             extra: None,
         };
         let (conn, touched) = (Cell::new(None), Cell::new(false));
@@ -187,7 +191,7 @@ impl StreamCell {
             return Interest::None;
         }
         inner.inbox.push(buf);
-        if inner.inbox.bytes() > inner.inbox_max && !inner.paused {
+        if inner.inbox.bytes() > inner.inbox_max as usize && !inner.paused {
             self.runtime.touch(self);
         }
         inner.reader.take()
@@ -221,7 +225,7 @@ impl StreamCell {
         if token == MORE {
             inner.continuing = false;
         } else {
-            inner.flush.under_way = None;
+            inner.flush.under_way = false;
             inner.flush.done = token as u32;
         }
         self.runtime.touch(self);
@@ -289,12 +293,11 @@ impl StreamCell {
     fn ended(&self, end: End) {
         let mut inner = self.inner.borrow_mut();
         inner.state = State::Closed;
-        inner.end = Some(Box::new(end));
-        inner.outbox.clear();
-        let mut waiting = vec![inner.reader.take(), inner.writer.take()];
-        if let Some(extra) = &mut inner.extra {
-            waiting.extend([extra.asking.take(), extra.closing.take()]);
-        }
+        inner.outbox = None;
+        let extra = inner.extra.get_or_insert_default();
+        extra.end = Some(end);
+        let (asking, closing) = (extra.asking.take(), extra.closing.take());
+        let waiting = [inner.reader.take(), inner.writer.take(), asking, closing];
         drop(inner);
         waiting.into_iter().for_each(|who| self.runtime.notify(who));
     }
@@ -306,7 +309,7 @@ impl StreamCell {
         let mut todo = Todo::default();
         let abandoned = inner.reader_gone && inner.writer_gone;
         if let Some(reason) = inner.abort.take() {
-            inner.outbox.clear();
+            inner.outbox = None;
             session.end(Ending::Abort, reason);
             return todo;
         }
@@ -316,8 +319,15 @@ impl StreamCell {
             }
             return todo;
         }
-        inner.move_outbox(session, options, account);
-        if inner.outbox.is_empty() {
+        if let Some(mut outbox) = inner.outbox.take() {
+            move_pieces(&mut outbox, session, options, account);
+            if outbox.is_empty() {
+                self.runtime.give_queue(outbox);
+            } else {
+                inner.outbox = Some(outbox);
+            }
+        }
+        if inner.outbox.is_none() {
             inner.after_outbox(session);
             if abandoned {
                 let reason = if session.peer_closed { CloseReason::PeerClosed } else { CloseReason::Local };
@@ -327,7 +337,7 @@ impl StreamCell {
         } else if !inner.continuing {
             inner.continuing = session.flush(MORE);
         }
-        let (bytes, max) = (inner.inbox.bytes(), inner.inbox_max);
+        let (bytes, max) = (inner.inbox.bytes(), inner.inbox_max as usize);
         inner.paused = if inner.paused { bytes > max / 2 } else { bytes > max };
         session.paused_by_user = inner.paused;
         inner.session_queued = session.queued();
@@ -410,12 +420,16 @@ impl StreamCell {
         let mut inner = self.inner.borrow_mut();
         if inner.inbox.bytes() >= to.len() {
             inner.inbox.read(to);
-            inner.inbox_max = INBOX_BYTES;
+            inner.inbox_max = INBOX_BYTES as u32;
             self.after_read(&mut inner);
             return Poll::Ready(Ok(()));
         }
-        if inner.inbox_max < to.len() {
-            inner.inbox_max = to.len();
+        if to.len() > READ_EXACT_MAX {
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidInput, "more than 1 GiB in one read")));
+        }
+        let wanted = to.len() as u32;
+        if inner.inbox_max < wanted {
+            inner.inbox_max = wanted;
             self.runtime.touch(self);
         }
         ready!(self.poll_input(&mut inner, cx))?;
@@ -424,7 +438,7 @@ impl StreamCell {
 
     /// Gives up the room that a read of many bytes had asked for.
     pub(super) fn end_read_exact(&self) {
-        self.inner.borrow_mut().inbox_max = INBOX_BYTES;
+        self.inner.borrow_mut().inbox_max = INBOX_BYTES as u32;
     }
 
     /// Waits for more than there is: ready at the end of the stream, or with what ended it.
@@ -450,7 +464,7 @@ impl StreamCell {
 
     #[inline]
     fn after_read(self: &Rc<Self>, inner: &mut Inner) {
-        if inner.paused && inner.inbox.bytes() <= inner.inbox_max / 2 {
+        if inner.paused && inner.inbox.bytes() <= inner.inbox_max as usize / 2 {
             self.runtime.touch(self);
         }
         if let Some(extra) = &mut inner.extra {
@@ -490,17 +504,18 @@ impl StreamCell {
     #[inline]
     pub(super) fn push(self: &Rc<Self>, piece: Chunk) -> io::Result<()> {
         let mut inner = self.inner.borrow_mut();
-        if piece.len() as u64 > inner.message_max {
+        if piece.len() > inner.message_max as usize {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "the message is larger than the send limit"));
         }
-        inner.outbox.push(piece);
+        inner.outbox.get_or_insert_with(|| self.runtime.take_queue()).push(piece);
         self.runtime.touch(self);
         Ok(())
     }
 
     /// Queues a copy of `data`. Small ones in a row become one piece.
     pub(super) fn write(self: &Rc<Self>, data: &[u8]) {
-        self.inner.borrow_mut().outbox.write(data, &self.runtime.pool);
+        let mut inner = self.inner.borrow_mut();
+        inner.outbox.get_or_insert_with(|| self.runtime.take_queue()).write(data, &self.runtime.pool);
         self.runtime.touch(self);
     }
 
@@ -568,7 +583,7 @@ impl StreamCell {
     pub(super) fn poll_closed(&self, cx: &Context<'_>) -> Poll<io::Result<()>> {
         let mut inner = self.inner.borrow_mut();
         if inner.state == State::Closed {
-            let in_order = inner.end.as_ref().is_some_and(|end| end.in_order);
+            let in_order = inner.end().is_some_and(|end| end.in_order);
             return Poll::Ready(if in_order { Ok(()) } else { Err(inner.error()) });
         }
         self.runtime.register(&mut inner.extra.get_or_insert_default().closing, cx);
@@ -608,7 +623,7 @@ impl StreamCell {
     /// Bytes that the kernel has not taken yet, as far as known here.
     pub(super) fn queued(&self) -> u64 {
         let inner = self.inner.borrow();
-        inner.session_queued + inner.outbox.bytes()
+        inner.queued()
     }
 
     pub(super) fn is_open(&self) -> bool {
@@ -625,10 +640,35 @@ fn timed_out(text: &str) -> io::Error {
     io::Error::new(io::ErrorKind::TimedOut, text)
 }
 
+/// Moves pieces to the session while its limit allows. One that is too large goes in parts.
+#[inline]
+fn move_pieces(from: &mut SendQueue, session: &mut Session, options: &ConnectionOptions, account: &mut Account) {
+    while let Some(mut piece) = from.pop() {
+        let room = usize::try_from(options.send_limit.saturating_sub(session.queued())).unwrap_or(usize::MAX);
+        if piece.len() > room && !options.over_limit.drops() {
+            if room == 0 {
+                from.push_front(piece);
+                return;
+            }
+            let mut rest = piece.into_bytes();
+            piece = rest.split_to(room).into();
+            from.push_front(rest.into());
+        }
+        if let SendOutcome::Refused { why: Refusal::Closing, .. } = session.send(piece, options, account) {
+            from.clear();
+        }
+    }
+}
+
 impl Inner {
     #[inline]
+    fn queued(&self) -> u64 {
+        self.session_queued + self.outbox.as_ref().map_or(0, |outbox| outbox.bytes())
+    }
+
+    #[inline]
     fn has_room(&self) -> bool {
-        self.session_queued + self.outbox.bytes() <= self.high_mark
+        self.queued() <= self.high_mark.into()
     }
 
     fn check_open(&self) -> io::Result<()> {
@@ -639,30 +679,14 @@ impl Inner {
         }
     }
 
-    fn error(&self) -> io::Error {
-        match &self.end {
-            Some(end) => io::Error::new(end.kind, end.text.clone()),
-            None => io::Error::new(io::ErrorKind::ConnectionAborted, "the connection is being closed"),
-        }
+    fn end(&self) -> Option<&End> {
+        self.extra.as_ref().and_then(|extra| extra.end.as_ref())
     }
 
-    /// Moves pieces to the session while its limit allows. One that is too large goes in parts.
-    #[inline]
-    fn move_outbox(&mut self, session: &mut Session, options: &ConnectionOptions, account: &mut Account) {
-        while let Some(mut piece) = self.outbox.pop() {
-            let room = usize::try_from(options.send_limit.saturating_sub(session.queued())).unwrap_or(usize::MAX);
-            if piece.len() > room && !options.over_limit.drops() {
-                if room == 0 {
-                    self.outbox.push_front(piece);
-                    return;
-                }
-                let mut rest = piece.into_bytes();
-                piece = rest.split_to(room).into();
-                self.outbox.push_front(rest.into());
-            }
-            if let SendOutcome::Refused { why: Refusal::Closing, .. } = session.send(piece, options, account) {
-                self.outbox.clear();
-            }
+    fn error(&self) -> io::Error {
+        match self.end() {
+            Some(end) => io::Error::new(end.kind, end.text.clone()),
+            None => io::Error::new(io::ErrorKind::ConnectionAborted, "the connection is being closed"),
         }
     }
 
@@ -671,11 +695,19 @@ impl Inner {
         if self.finish {
             session.finish();
         }
-        if self.flush.under_way.is_none()
-            && self.flush.asked != self.flush.done
-            && session.flush(self.flush.asked.into())
-        {
-            self.flush.under_way = Some(self.flush.asked);
+        if !self.flush.under_way && self.flush.asked != self.flush.done && session.flush(self.flush.asked.into()) {
+            self.flush.under_way = true;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// With the task's future and waker, the session and the engine's record: 1 KiB in all are allowed.
+    #[test]
+    fn a_stream_is_small() {
+        assert!(size_of::<StreamCell>() <= 176, "{}", size_of::<StreamCell>());
     }
 }

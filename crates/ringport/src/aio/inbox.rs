@@ -16,17 +16,17 @@ pub(super) struct Inbox {
     front: Option<Buf>,
     #[expect(clippy::box_collection, reason = "most streams never have it, and every stream has an inbox")]
     rest: Option<Box<VecDeque<Buf>>>,
-    bytes: usize,
+    bytes: u32,
 }
 
 impl Inbox {
     pub(super) fn bytes(&self) -> usize {
-        self.bytes
+        self.bytes as usize
     }
 
     #[inline]
     pub(super) fn push(&mut self, buf: Buf) {
-        self.bytes += buf.len();
+        self.bytes += buf.len() as u32;
         if self.front.is_none() {
             self.front = Some(buf);
             return;
@@ -46,7 +46,7 @@ impl Inbox {
         if buf.is_empty() {
             return;
         }
-        self.bytes += buf.len();
+        self.bytes += buf.len() as u32;
         if let Some(second) = self.front.replace(buf) {
             self.rest.get_or_insert_default().push_front(second);
         }
@@ -55,7 +55,7 @@ impl Inbox {
     #[inline]
     pub(super) fn pop(&mut self) -> Option<Buf> {
         let buf = self.front.take()?;
-        self.bytes -= buf.len();
+        self.bytes -= buf.len() as u32;
         if let Some(rest) = &mut self.rest {
             self.front = rest.pop_front();
             if rest.is_empty() && rest.capacity() > KEPT_PIECES {

@@ -55,7 +55,7 @@ use std::io;
 use std::task::Poll;
 
 pub use listener::{Listener, connect, connect_with};
-pub use stream::{OwnedReader, OwnedWriter, Stream};
+pub use stream::{OwnedReader, OwnedWriter, RecvFuture, SendFuture, Stream};
 pub use task::{JoinError, JoinHandle};
 pub use time::{Elapsed, Interval, Sleep, interval, now, sleep, sleep_until, timeout};
 

@@ -13,7 +13,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
 use ringport_engine::engine::sim::Network;
-use ringport_engine::{ConnId, ListenerId, Pool, SockAddr, Socket, SocketOptions};
+use ringport_engine::{ConnId, ListenerId, Pool, SendQueue, SockAddr, Socket, SocketOptions};
 
 use super::cell::StreamCell;
 use super::listener::ListenerCell;
@@ -31,8 +31,8 @@ pub(crate) enum Interest {
     None,
     /// A task that waits by itself: an event polls it in place.
     Task(TaskId),
-    /// Somebody else's waker, for example that of a set of futures inside a task.
-    Waker(Waker),
+    /// Somebody else's waker, for example that of a set of futures inside a task. Rare, and so in memory of its own.
+    Waker(Box<Waker>),
 }
 
 impl Interest {
@@ -63,6 +63,8 @@ pub(crate) struct Runtime {
     /// Streams with something to carry out.
     touched: RefCell<Vec<Rc<StreamCell>>>,
     requests: RefCell<VecDeque<Request>>,
+    /// Empty queues, for streams that send.
+    queues: RefCell<Vec<Box<SendQueue>>>,
     pub(super) sleeps: RefCell<Sleeps>,
     /// For whom the connection is that the worker is about to open.
     accepting: RefCell<Option<Rc<ListenerCell>>>,
@@ -75,6 +77,9 @@ pub(crate) struct Runtime {
     cancel_all: Cell<bool>,
     closed: Cell<bool>,
 }
+
+/// Empty queues that are kept. One poll rarely sends on more streams.
+const QUEUES_KEPT: usize = 256;
 
 /// Data and table of a waker: equal for clones of the same one.
 type WakerShape = (*const (), *const std::task::RawWakerVTable);
@@ -94,6 +99,7 @@ impl Runtime {
             streams: RefCell::default(),
             touched: RefCell::default(),
             requests: RefCell::default(),
+            queues: RefCell::default(),
             sleeps: RefCell::default(),
             accepting: RefCell::default(),
             now: Cell::new(now),
@@ -232,7 +238,7 @@ impl Runtime {
             Some((task, own)) if own == shape(cx.waker()) => *who = Interest::Task(task),
             _ => match who {
                 Interest::Waker(waker) if waker.will_wake(cx.waker()) => {}
-                _ => *who = Interest::Waker(cx.waker().clone()),
+                _ => *who = Interest::Waker(Box::new(cx.waker().clone())),
             },
         }
     }
@@ -343,6 +349,19 @@ impl Runtime {
         let stream = self.touched.borrow_mut().pop()?;
         stream.touched.set(false);
         Some(stream)
+    }
+
+    /// An empty queue.
+    pub(super) fn take_queue(&self) -> Box<SendQueue> {
+        self.queues.borrow_mut().pop().unwrap_or_default()
+    }
+
+    /// Takes an empty queue back.
+    pub(super) fn give_queue(&self, queue: Box<SendQueue>) {
+        let mut queues = self.queues.borrow_mut();
+        if queues.len() < QUEUES_KEPT {
+            queues.push(queue);
+        }
     }
 
     pub(super) fn request(&self, request: Request) {

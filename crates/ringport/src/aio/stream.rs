@@ -1,8 +1,9 @@
 //! [`Stream`] and its halves.
 
 use std::fmt;
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::io;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -16,12 +17,15 @@ use crate::worker::ConnectionId;
 
 /// The receiving half of a stream. Dropping it discards what lies there and what still comes.
 pub struct OwnedReader {
-    pub(super) cell: Rc<StreamCell>,
+    cell: Rc<StreamCell>,
+    /// Part of a whole stream again: dropping this half means nothing.
+    whole: bool,
 }
 
 /// The sending half of a stream. Dropping it sends a FIN behind what is queued.
 pub struct OwnedWriter {
-    pub(super) cell: Rc<StreamCell>,
+    cell: Rc<StreamCell>,
+    whole: bool,
 }
 
 /// A connection, owned by a task. It stays on its worker.
@@ -29,8 +33,8 @@ pub struct OwnedWriter {
 /// Dropping it closes the connection in order, in the background: what was sent is delivered, then a FIN. If the task
 /// panicked the connection is aborted instead.
 pub struct Stream {
-    pub(super) reader: OwnedReader,
-    pub(super) writer: OwnedWriter,
+    /// One pointer, since every task of a connection holds a stream. Only [`Stream::split`] takes it away.
+    cell: Option<Rc<StreamCell>>,
 }
 
 impl OwnedReader {
@@ -45,9 +49,9 @@ impl OwnedReader {
     ///
     /// Dropping it loses nothing: the next call gets the bytes.
     #[inline]
-    pub async fn recv(&mut self) -> io::Result<Option<Buf>> {
+    pub fn recv(&mut self) -> RecvFuture<'_> {
         self.cell.begin_read();
-        poll_fn(|cx| self.cell.poll_recv(cx)).await
+        RecvFuture { cell: &self.cell }
     }
 
     /// Moves bytes that arrived into `to` and says how many; 0 at the peer's FIN.
@@ -60,8 +64,7 @@ impl OwnedReader {
     ///
     /// Dropping it loses nothing.
     pub async fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
-        self.cell.begin_read();
-        poll_fn(|cx| self.cell.poll_read(cx, to)).await
+        read(&self.cell, to).await
     }
 
     /// Fills `to`.
@@ -74,9 +77,7 @@ impl OwnedReader {
     ///
     /// It takes all bytes or none: until there are enough they stay where they are, and dropping it loses nothing.
     pub async fn read_exact(&mut self, to: &mut [u8]) -> io::Result<()> {
-        self.cell.begin_read();
-        let _room = ReadRoom(&self.cell);
-        poll_fn(|cx| self.cell.poll_read_exact(cx, to)).await
+        read_exact(&self.cell, to).await
     }
 
     /// Sets how long one receiving operation may wait. Without end by default.
@@ -105,8 +106,13 @@ impl OwnedReader {
     /// # Errors
     ///
     /// Hands both back if they are of different streams.
-    pub fn unsplit(self, writer: OwnedWriter) -> Result<Stream, (Self, OwnedWriter)> {
-        if self.is_pair_of(&writer) { Ok(Stream { reader: self, writer }) } else { Err((self, writer)) }
+    pub fn unsplit(mut self, mut writer: OwnedWriter) -> Result<Stream, (Self, OwnedWriter)> {
+        if !self.is_pair_of(&writer) {
+            return Err((self, writer));
+        }
+        let cell = Rc::clone(&self.cell);
+        (self.whole, writer.whole) = (true, true);
+        Ok(Stream { cell: Some(cell) })
     }
 }
 
@@ -133,10 +139,9 @@ impl OwnedWriter {
     /// All or nothing: if it is dropped before it is ready, nothing of `data` was or will be sent. To keep the data in that
     /// case wait for [`Self::writable`] first.
     #[inline]
-    pub async fn send(&mut self, data: impl Into<Chunk>) -> io::Result<()> {
-        let data = data.into();
-        self.writable().await?;
-        self.cell.push(data)
+    pub fn send(&mut self, data: impl Into<Chunk>) -> SendFuture<'_> {
+        self.cell.begin_write();
+        SendFuture { cell: &self.cell, data: Some(data.into()) }
     }
 
     /// Queues all `pieces`, one behind the other, once less than the high mark is queued.
@@ -149,8 +154,7 @@ impl OwnedWriter {
     ///
     /// All or nothing: if it is dropped before it is ready, none of the pieces was or will be sent.
     pub async fn send_all<C: Into<Chunk>>(&mut self, pieces: impl IntoIterator<Item = C>) -> io::Result<()> {
-        self.writable().await?;
-        pieces.into_iter().try_for_each(|piece| self.cell.push(piece.into()))
+        send_all(&self.cell, pieces).await
     }
 
     /// Waits until less than the high mark is queued, so that the next send does not wait.
@@ -164,8 +168,7 @@ impl OwnedWriter {
     /// Dropping it changes nothing.
     #[inline]
     pub async fn writable(&mut self) -> io::Result<()> {
-        self.cell.begin_write();
-        poll_fn(|cx| self.cell.poll_room(cx)).await
+        writable(&self.cell).await
     }
 
     /// Waits until the kernel has taken everything that was sent. That is not yet the peer.
@@ -178,9 +181,7 @@ impl OwnedWriter {
     ///
     /// Dropping it changes nothing: what was sent leaves all the same.
     pub async fn flush(&mut self) -> io::Result<()> {
-        self.cell.begin_write();
-        let number = self.cell.ask_flush();
-        poll_fn(|cx| self.cell.poll_flushed(number, cx)).await
+        flush(&self.cell).await
     }
 
     /// Sends no more: a FIN follows what is queued (a half-close). Waits until the kernel has taken everything. Receiving
@@ -211,11 +212,7 @@ impl OwnedWriter {
 
     /// As [`Self::send`] of a copy, for those who write futures by hand: all of `data` is queued, or it waits.
     pub fn poll_write(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        ready!(self.cell.poll_room(cx))?;
-        // More than this at a time would pass the limits by.
-        let data = &data[..data.len().min(WRITE_MAX)];
-        self.cell.write(data);
-        Poll::Ready(Ok(data.len()))
+        poll_write(&self.cell, cx, data)
     }
 
     /// As [`Self::send`], for those who write futures by hand. Takes the data out when it is queued.
@@ -225,17 +222,55 @@ impl OwnedWriter {
     }
 }
 
-/// Most bytes copied by one call of `poll_write`.
+/// Most bytes copied by one call of `poll_write`. More at a time would pass the limits by.
 const WRITE_MAX: usize = 64 * 1024;
+
+async fn read(cell: &Rc<StreamCell>, to: &mut [u8]) -> io::Result<usize> {
+    cell.begin_read();
+    poll_fn(|cx| cell.poll_read(cx, to)).await
+}
+
+async fn read_exact(cell: &Rc<StreamCell>, to: &mut [u8]) -> io::Result<()> {
+    cell.begin_read();
+    let _room = ReadRoom(cell);
+    poll_fn(|cx| cell.poll_read_exact(cx, to)).await
+}
+
+async fn writable(cell: &Rc<StreamCell>) -> io::Result<()> {
+    cell.begin_write();
+    poll_fn(|cx| cell.poll_room(cx)).await
+}
+
+async fn send_all<C: Into<Chunk>>(cell: &Rc<StreamCell>, pieces: impl IntoIterator<Item = C>) -> io::Result<()> {
+    writable(cell).await?;
+    pieces.into_iter().try_for_each(|piece| cell.push(piece.into()))
+}
+
+async fn flush(cell: &Rc<StreamCell>) -> io::Result<()> {
+    cell.begin_write();
+    let number = cell.ask_flush();
+    poll_fn(|cx| cell.poll_flushed(number, cx)).await
+}
+
+fn poll_write(cell: &Rc<StreamCell>, cx: &Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+    ready!(cell.poll_room(cx))?;
+    let data = &data[..data.len().min(WRITE_MAX)];
+    cell.write(data);
+    Poll::Ready(Ok(data.len()))
+}
 
 impl Stream {
     pub(super) fn new(cell: Rc<StreamCell>) -> Self {
-        Self { reader: OwnedReader { cell: Rc::clone(&cell) }, writer: OwnedWriter { cell } }
+        Self { cell: Some(cell) }
+    }
+
+    fn cell(&self) -> &Rc<StreamCell> {
+        self.cell.as_ref().expect("only `split` takes the cell, and the stream with it")
     }
 
     /// The connection is established, or never will be.
     pub(super) async fn connected(&self) -> io::Result<()> {
-        poll_fn(|cx| self.reader.cell.poll_connected(cx)).await
+        poll_fn(|cx| self.cell().poll_connected(cx)).await
     }
 
     /// As [`OwnedReader::recv`]: the next bytes, `None` at the peer's FIN.
@@ -248,8 +283,10 @@ impl Stream {
     ///
     /// Dropping it loses nothing.
     #[inline]
-    pub async fn recv(&mut self) -> io::Result<Option<Buf>> {
-        self.reader.recv().await
+    pub fn recv(&mut self) -> RecvFuture<'_> {
+        let cell = self.cell();
+        cell.begin_read();
+        RecvFuture { cell }
     }
 
     /// As [`OwnedReader::read`].
@@ -262,7 +299,7 @@ impl Stream {
     ///
     /// Dropping it loses nothing.
     pub async fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
-        self.reader.read(to).await
+        read(self.cell(), to).await
     }
 
     /// As [`OwnedReader::read_exact`].
@@ -275,7 +312,7 @@ impl Stream {
     ///
     /// It takes all bytes or none.
     pub async fn read_exact(&mut self, to: &mut [u8]) -> io::Result<()> {
-        self.reader.read_exact(to).await
+        read_exact(self.cell(), to).await
     }
 
     /// As [`OwnedWriter::send`].
@@ -288,8 +325,10 @@ impl Stream {
     ///
     /// All or nothing.
     #[inline]
-    pub async fn send(&mut self, data: impl Into<Chunk>) -> io::Result<()> {
-        self.writer.send(data).await
+    pub fn send(&mut self, data: impl Into<Chunk>) -> SendFuture<'_> {
+        let cell = self.cell();
+        cell.begin_write();
+        SendFuture { cell, data: Some(data.into()) }
     }
 
     /// As [`OwnedWriter::send_all`].
@@ -302,7 +341,7 @@ impl Stream {
     ///
     /// All or nothing.
     pub async fn send_all<C: Into<Chunk>>(&mut self, pieces: impl IntoIterator<Item = C>) -> io::Result<()> {
-        self.writer.send_all(pieces).await
+        send_all(self.cell(), pieces).await
     }
 
     /// As [`OwnedWriter::writable`].
@@ -315,7 +354,7 @@ impl Stream {
     ///
     /// Dropping it changes nothing.
     pub async fn writable(&mut self) -> io::Result<()> {
-        self.writer.writable().await
+        writable(self.cell()).await
     }
 
     /// As [`OwnedWriter::flush`].
@@ -328,7 +367,7 @@ impl Stream {
     ///
     /// Dropping it changes nothing.
     pub async fn flush(&mut self) -> io::Result<()> {
-        self.writer.flush().await
+        flush(self.cell()).await
     }
 
     /// As [`OwnedWriter::shutdown`].
@@ -341,7 +380,8 @@ impl Stream {
     ///
     /// From its first poll on, the FIN follows even if the future is dropped.
     pub async fn shutdown(&mut self) -> io::Result<()> {
-        self.writer.shutdown().await
+        self.cell().ask_finish();
+        flush(self.cell()).await
     }
 
     /// Closes in order and waits for the end: everything sent was delivered and the peer has closed, too.
@@ -354,30 +394,32 @@ impl Stream {
     ///
     /// If it is dropped the connection closes in order all the same.
     pub async fn close(self) -> io::Result<()> {
-        let cell = Rc::clone(&self.reader.cell);
+        let cell = Rc::clone(self.cell());
         drop(self);
         poll_fn(|cx| cell.poll_closed(cx)).await
     }
 
     /// Closes at once with a reset. What is queued is lost.
     pub fn abort(self) {
-        self.reader.cell.ask_abort(CloseReason::Local);
+        self.cell().ask_abort(CloseReason::Local);
     }
 
     /// The two halves, for two tasks of this worker.
     #[must_use]
-    pub fn split(self) -> (OwnedReader, OwnedWriter) {
-        (self.reader, self.writer)
+    pub fn split(mut self) -> (OwnedReader, OwnedWriter) {
+        let cell = Rc::clone(self.cell());
+        self.cell = None;
+        (OwnedReader { cell: Rc::clone(&cell), whole: false }, OwnedWriter { cell, whole: false })
     }
 
     /// As [`OwnedReader::set_read_timeout`].
     pub fn set_read_timeout(&mut self, timeout: Option<Duration>) {
-        self.reader.set_read_timeout(timeout);
+        self.cell().set_timeouts(Some(timeout), None);
     }
 
     /// As [`OwnedWriter::set_write_timeout`].
     pub fn set_write_timeout(&mut self, timeout: Option<Duration>) {
-        self.writer.set_write_timeout(timeout);
+        self.cell().set_timeouts(None, Some(timeout));
     }
 
     /// Addresses and the state of the kernel's send queue, by a system call.
@@ -390,8 +432,8 @@ impl Stream {
     ///
     /// Dropping it changes nothing.
     pub async fn info(&self) -> io::Result<ConnInfo> {
-        self.reader.cell.ask_info();
-        poll_fn(|cx| self.reader.cell.poll_info(cx)).await
+        self.cell().ask_info();
+        poll_fn(|cx| self.cell().poll_info(cx)).await
     }
 
     /// The peer's address.
@@ -423,35 +465,87 @@ impl Stream {
     /// Whether the connection can still be used: nobody has closed it, as far as is known.
     #[must_use]
     pub fn is_open(&self) -> bool {
-        self.reader.cell.is_open()
+        self.cell().is_open()
     }
 
     /// The handle of the connection; `None` when it is gone. A [`Remote`](crate::Remote) reaches it by that.
     #[must_use]
     pub fn id(&self) -> Option<ConnectionId> {
-        self.reader.cell.id()
+        self.cell().id()
     }
 
     /// Bytes that wait for the kernel, as far as is known between two turns.
     #[must_use]
     pub fn queued(&self) -> u64 {
-        self.writer.queued()
+        self.cell().queued()
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        if let Some(cell) = self.cell.take() {
+            cell.drop_reader();
+            drop_writer(&cell);
+        }
+    }
+}
+
+/// The future of [`Stream::recv`]. Small, since every idle connection has one.
+#[must_use = "a future does nothing unless it is awaited"]
+pub struct RecvFuture<'a> {
+    cell: &'a Rc<StreamCell>,
+}
+
+impl Future for RecvFuture<'_> {
+    type Output = io::Result<Option<Buf>>;
+
+    #[inline]
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.cell.poll_recv(cx)
+    }
+}
+
+/// The future of [`Stream::send`].
+#[must_use = "a future does nothing unless it is awaited"]
+pub struct SendFuture<'a> {
+    cell: &'a Rc<StreamCell>,
+    /// What is still to be queued.
+    data: Option<Chunk>,
+}
+
+impl Future for SendFuture<'_> {
+    type Output = io::Result<()>;
+
+    #[inline]
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        ready!(self.cell.poll_room(cx))?;
+        let data = self.data.take();
+        Poll::Ready(data.map_or(Ok(()), |data| self.cell.push(data)))
     }
 }
 
 impl Drop for OwnedReader {
     fn drop(&mut self) {
-        self.cell.drop_reader();
+        if !self.whole {
+            self.cell.drop_reader();
+        }
     }
 }
 
 impl Drop for OwnedWriter {
     fn drop(&mut self) {
-        if self.cell.runtime.is_burying() {
-            self.cell.ask_abort(CloseReason::Panic);
+        if !self.whole {
+            drop_writer(&self.cell);
         }
-        self.cell.drop_writer();
     }
+}
+
+/// Ends in order, unless the task panicked.
+fn drop_writer(cell: &Rc<StreamCell>) {
+    if cell.runtime.is_burying() {
+        cell.ask_abort(CloseReason::Panic);
+    }
+    cell.drop_writer();
 }
 
 impl fmt::Debug for Stream {

@@ -92,6 +92,8 @@ pub(super) struct Taken {
 
 struct Slot {
     generation: u32,
+    /// To be dropped when the poll that runs returns.
+    cancelled: bool,
     task: Option<Task>,
 }
 
@@ -99,8 +101,6 @@ struct Task {
     /// `None` while it is being polled.
     taken: Option<Taken>,
     shared: Arc<TaskWaker>,
-    /// To be dropped when the poll that runs returns.
-    cancelled: bool,
 }
 
 /// All tasks of a worker.
@@ -113,14 +113,15 @@ pub(super) struct Tasks {
 impl Tasks {
     pub(super) fn insert(&mut self, future: BoxFuture, woken: &Arc<Woken>) -> TaskId {
         let slot = self.free.pop().unwrap_or_else(|| {
-            self.slots.push(Slot { generation: 0, task: None });
+            self.slots.push(Slot { generation: 0, cancelled: false, task: None });
             self.slots.len() as u32 - 1
         });
         let entry = &mut self.slots[slot as usize];
         let id = TaskId { slot, generation: entry.generation };
         let shared = Arc::new(TaskWaker { woken: Arc::clone(woken), id, queued: AtomicBool::new(false) });
         let taken = Some(Taken { future, waker: Waker::from(Arc::clone(&shared)) });
-        entry.task = Some(Task { taken, shared, cancelled: false });
+        entry.task = Some(Task { taken, shared });
+        entry.cancelled = false;
         id
     }
 
@@ -153,8 +154,9 @@ impl Tasks {
 
     /// Puts the future back, unless the task was cancelled meanwhile: then it comes back, to be dropped.
     pub(super) fn put_back(&mut self, id: TaskId, taken: Taken) -> Option<Taken> {
+        let cancelled = self.slots[id.slot as usize].cancelled;
         match self.get(id) {
-            Some(task) if !task.cancelled => {
+            Some(task) if !cancelled => {
                 task.taken = Some(taken);
                 None
             }
@@ -178,7 +180,7 @@ impl Tasks {
     pub(super) fn cancel(&mut self, id: TaskId) -> Option<Taken> {
         let task = self.get(id)?;
         if task.taken.is_none() {
-            task.cancelled = true;
+            self.slots[id.slot as usize].cancelled = true;
             return None;
         }
         self.remove(id)
