@@ -26,6 +26,7 @@
 
 mod address;
 pub mod aio;
+pub mod blocking;
 mod client;
 mod error;
 mod handler;

@@ -104,6 +104,12 @@ impl Remote {
         self.post(id, Letter::Abort(id.conn)).map_err(|_| RemoteError(()))
     }
 
+    /// Has `start` called on the thread of a worker.
+    pub(crate) fn start(&self, worker: usize, start: Box<dyn FnOnce() + Send>) -> Result<(), RemoteError<()>> {
+        let mailbox = self.mailboxes.get(worker).ok_or(RemoteError(()))?;
+        mailbox.push(Letter::Start(start)).map_err(|_| RemoteError(()))
+    }
+
     /// Tells every worker to finish. Not by a letter: a shutdown must not depend on room in a mailbox.
     pub(crate) fn shut_down(&self, within: Duration) {
         let milliseconds = u64::try_from(within.as_millis()).unwrap_or(u64::MAX).min(NEVER - 1);

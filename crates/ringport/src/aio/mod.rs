@@ -41,9 +41,11 @@
 //! Streams stay on their worker. Other threads and other runtimes get at one through a
 //! [`RemoteStream`](remote::RemoteStream), which is `Send`.
 
+mod bridge;
 mod cell;
 mod inbox;
 mod listener;
+pub mod remote;
 mod runtime;
 mod service;
 mod stream;

@@ -199,6 +199,16 @@ impl OwnedWriter {
         self.flush().await
     }
 
+    /// Has a FIN follow what is queued, without waiting for it.
+    pub(super) fn finish(&self) {
+        self.cell.ask_finish();
+    }
+
+    /// Closes the whole connection at once with a reset. What is queued is lost.
+    pub fn abort(self) {
+        self.cell.ask_abort(CloseReason::Local);
+    }
+
     /// Sets how long one sending operation may wait for the peer. Without end by default.
     pub fn set_write_timeout(&mut self, timeout: Option<Duration>) {
         self.cell.set_timeouts(None, Some(timeout));

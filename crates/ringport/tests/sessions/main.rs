@@ -5,6 +5,7 @@
 mod aio;
 mod closing;
 mod dropped;
+mod elsewhere;
 mod finish;
 mod flow;
 mod framing;
