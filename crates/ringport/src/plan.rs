@@ -457,7 +457,7 @@ impl<T: 'static, F: Future<Output = T> + 'static> UseEngine for RunMain<F> {
         worker.run()?;
         drop(worker);
         let ended = result.borrow_mut().take();
-        Ok(ended.unwrap_or(Err(JoinError::Cancelled)))
+        Ok(ended.unwrap_or(Err(JoinError::CANCELLED)))
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use ringport_engine::{EngineConfig, EngineKind, ListenOptions, PoolConfig};
 
 use crate::address::IntoAddress;
-use crate::aio::{self, JoinError, Stream};
+use crate::aio::{self, Stream};
 use crate::error::{Error, Result};
 use crate::handler::Handler;
 use crate::plan::{Plan, Role, Running, ServiceSpec, Spread};
@@ -241,8 +241,10 @@ impl Server {
         others.join()?;
         match ended {
             Ok(result) => Ok(result),
-            Err(JoinError::Panicked(payload)) => std::panic::resume_unwind(payload),
-            Err(JoinError::Cancelled) => panic!("the server was shut down before the task of `block_on` had ended"),
+            Err(error) => match error.into_panic() {
+                Some(payload) => std::panic::resume_unwind(payload),
+                None => panic!("the server was shut down before the task of `block_on` had ended"),
+            },
         }
     }
 

@@ -512,6 +512,17 @@ impl StreamCell {
         Ok(())
     }
 
+    /// Queues a piece if there is room for it.
+    pub(super) fn try_push(self: &Rc<Self>, piece: Chunk) -> Result<(), Chunk> {
+        let mut inner = self.inner.borrow_mut();
+        if inner.check_open().is_err() || !inner.has_room() || piece.len() > inner.message_max as usize {
+            return Err(piece);
+        }
+        inner.outbox.get_or_insert_with(|| self.runtime.take_queue()).push(piece);
+        self.runtime.touch(self);
+        Ok(())
+    }
+
     /// Queues a copy of `data`. Small ones in a row become one piece.
     pub(super) fn write(self: &Rc<Self>, data: &[u8]) {
         let mut inner = self.inner.borrow_mut();

@@ -157,6 +157,15 @@ impl OwnedWriter {
         send_all(&self.cell, pieces).await
     }
 
+    /// Queues `data` if less than the high mark is queued.
+    ///
+    /// # Errors
+    ///
+    /// Hands the data back if more is queued, or if nothing can be sent any more.
+    pub fn try_send<C: Into<Chunk>>(&mut self, data: C) -> Result<(), Chunk> {
+        self.cell.try_push(data.into())
+    }
+
     /// Waits until less than the high mark is queued, so that the next send does not wait.
     ///
     /// # Errors

@@ -5,6 +5,7 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::fmt;
 use std::future::{Future, poll_fn};
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
@@ -192,29 +193,47 @@ impl Tasks {
     }
 }
 
-/// Why a task has no result.
-pub enum JoinError {
-    /// It was aborted, or its worker ended.
-    Cancelled,
-    /// It panicked, with this payload.
-    Panicked(Box<dyn Any + Send>),
+/// Why a task has no result: it was aborted, its worker ended, or it panicked.
+pub struct JoinError {
+    /// What it panicked with. In a mutex, so that the error is `Sync`.
+    payload: Option<Mutex<Box<dyn Any + Send>>>,
+}
+
+impl JoinError {
+    pub(crate) const CANCELLED: Self = Self { payload: None };
+
+    fn panicked(payload: Box<dyn Any + Send>) -> Self {
+        Self { payload: Some(Mutex::new(payload)) }
+    }
+
+    /// Whether the task panicked.
+    #[must_use]
+    pub fn is_panic(&self) -> bool {
+        self.payload.is_some()
+    }
+
+    /// What the task panicked with, for example to go on panicking with.
+    #[must_use]
+    pub fn into_panic(self) -> Option<Box<dyn Any + Send>> {
+        self.payload.map(|payload| payload.into_inner().unwrap_or_else(PoisonError::into_inner))
+    }
 }
 
 impl fmt::Debug for JoinError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Cancelled => "Cancelled",
-            Self::Panicked(_) => "Panicked(..)",
-        })
+        f.debug_struct("JoinError").field("panic", &self.is_panic()).finish()
     }
 }
 
 impl fmt::Display for JoinError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Cancelled => "the task was cancelled",
-            Self::Panicked(_) => "the task panicked",
-        })
+        f.write_str(if self.is_panic() { "the task panicked" } else { "the task was cancelled" })
+    }
+}
+
+impl From<JoinError> for io::Error {
+    fn from(error: JoinError) -> Self {
+        Self::other(error)
     }
 }
 
@@ -288,7 +307,7 @@ impl<T> Leave<T> {
 impl<T> Drop for Leave<T> {
     fn drop(&mut self) {
         if Rc::strong_count(&self.joint) > 1 && self.joint.borrow().result.is_none() {
-            self.leave(Err(JoinError::Cancelled));
+            self.leave(Err(JoinError::CANCELLED));
         }
     }
 }
@@ -306,7 +325,7 @@ pub(super) fn spawn_on<T: 'static>(runtime: &Rc<Runtime>, future: impl Future<Ou
         match polled.await {
             Ok(result) => leave.leave(Ok(result)),
             Err(payload) => {
-                leave.leave(Err(JoinError::Panicked(payload)));
+                leave.leave(Err(JoinError::panicked(payload)));
                 // What the future held is dropped by unwinding, so that streams can tell.
                 resume_unwind(Box::new(()));
             }
