@@ -80,15 +80,36 @@ pub(crate) struct Serve {
     /// Most connections at once; one more is accepted and closed
     #[arg(long, value_name = "N", default_value_t = 1_000_000, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     pub(crate) max_connections: usize,
+    /// Most connections at once from one IP address (0 = off)
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) max_per_address: usize,
+    /// Most new connections a second, and at once (0 = off)
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) accept_rate: u64,
+    /// Most bytes received a second on a connection, and at once (0 = off)
+    #[arg(long, value_name = "BYTES", default_value = "0", value_parser = units::bytes)]
+    pub(crate) receive_rate: u64,
     /// Most bytes that may wait to be sent on a connection
     #[arg(long, value_name = "BYTES", default_value = "10MiB", value_parser = send_limit)]
     pub(crate) send_limit: u64,
     /// What happens when more is to be sent
     #[arg(long, value_enum, default_value_t = OverLimitName::Disconnect)]
     pub(crate) over_limit: OverLimitName,
+    /// Most bytes that may wait on all connections together
+    #[arg(long, value_name = "BYTES", default_value = "1GiB", value_parser = units::bytes)]
+    pub(crate) memory_limit: u64,
     /// Close connections on which nothing moved for this long (0 = off)
     #[arg(long, value_name = "DUR", default_value = "5m")]
     pub(crate) idle_timeout: Timeout,
+    /// Close connections on which nothing was received for this long (0 = off)
+    #[arg(long, value_name = "DUR", default_value = "0")]
+    pub(crate) read_timeout: Timeout,
+    /// Close connections that read nothing of what waits for them for this long (0 = off)
+    #[arg(long, value_name = "DUR", default_value = "1m")]
+    pub(crate) write_timeout: Timeout,
+    /// Close connections that are this old (0 = off)
+    #[arg(long, value_name = "DUR", default_value = "0")]
+    pub(crate) lifetime: Timeout,
     /// How connections are spread over workers
     #[arg(long, value_enum, default_value_t = SpreadName::ReusePort)]
     pub(crate) spread: SpreadName,

@@ -4,7 +4,9 @@ use std::io::Write;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use ringport::{Address, ConnectionOptions, ListenOptions, OverLimit, Running, Server, ServerHandle, Spread, Stream};
+use ringport::{
+    Address, ConnectionOptions, ListenOptions, OverLimit, Rate, Running, Server, ServerHandle, Spread, Stream,
+};
 
 use crate::Failure;
 use crate::args::{Api, OverLimitName, Serve, ServiceName, SpreadName};
@@ -40,11 +42,18 @@ fn server(options: Serve) -> Server {
     let connections = ConnectionOptions::default()
         .send_limit(limit, over_limit)
         .marks(high_mark / 4, high_mark)
-        .idle_timeout(options.idle_timeout.0);
+        .idle_timeout(options.idle_timeout.0)
+        .read_timeout(options.read_timeout.0)
+        .write_timeout(options.write_timeout.0)
+        .lifetime(options.lifetime.0)
+        .receive_rate_max(rate(options.receive_rate));
     let server = Server::new()
         .workers(options.workers)
         .engine(options.engine.kind())
         .max_connections(options.max_connections)
+        .max_connections_per_address((options.max_per_address > 0).then_some(options.max_per_address))
+        .accept_rate(rate(options.accept_rate))
+        .memory_limit(options.memory_limit)
         .pin(options.pin)
         .spread(match options.spread {
             SpreadName::ReusePort => Spread::ReusePort,
@@ -91,6 +100,11 @@ fn listen_async(
     }
 }
 
+/// So many a second, and as many at once; none if that is 0.
+fn rate(per_second: u64) -> Option<Rate> {
+    (per_second > 0).then(|| Rate::new(per_second, per_second))
+}
+
 /// The first signal drains, the second ends the process.
 fn stop_on_signals(handle: ServerHandle, drain: std::time::Duration) -> Result<(), Failure> {
     let asked = AtomicBool::new(false);
@@ -122,6 +136,9 @@ fn report(handle: &ServerHandle) {
         accepted = stats.accepted,
         closed = stats.closed,
         refused = stats.refused,
+        refused_by_address = stats.refused_by_address,
+        refused_by_rate = stats.refused_by_rate,
+        throttled = stats.throttled,
         accepts_failed = stats.accepts_failed,
         dropped_messages = stats.dropped_messages,
         dropped_bytes = stats.dropped_bytes,

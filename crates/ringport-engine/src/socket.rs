@@ -54,11 +54,14 @@ pub struct SocketOptions {
     pub send_buffer: Option<u32>,
     /// Probes a silent peer after this time (`SO_KEEPALIVE`, `TCP_KEEPIDLE`); off if `None`.
     pub keep_alive: Option<Duration>,
+    /// Connects from this address (bind(2)); port 0 leaves the port to the system. `None`, the default, leaves all of it to
+    /// the system. Only for connecting over IP; the family must be that of the destination.
+    pub bind: Option<SocketAddr>,
 }
 
 impl Default for SocketOptions {
     fn default() -> Self {
-        Self { no_delay: true, receive_buffer: None, send_buffer: None, keep_alive: None }
+        Self { no_delay: true, receive_buffer: None, send_buffer: None, keep_alive: None, bind: None }
     }
 }
 
@@ -84,6 +87,9 @@ impl SocketOptions {
     pub(crate) fn open(&self, to: &SockAddr) -> io::Result<socket2::Socket> {
         let (socket, tcp) = stream_socket(to)?;
         self.apply(&socket, tcp)?;
+        if let (true, Some(local)) = (tcp, self.bind) {
+            socket.bind(&local.into())?;
+        }
         Ok(socket)
     }
 }

@@ -1,194 +1,213 @@
-//! Blocking streams, for small tools: `std::io::Read` and `Write` over the same engines.
-//!
-//! One worker of the process does the I/O; it starts with the first use and lives as long as the process.
-//!
-//! ```no_run
-//! use std::io::{Read, Write};
-//!
-//! let mut stream = ringport::blocking::Stream::connect("127.0.0.1:6628")?;
-//! stream.write_all(b"hello")?;
-//! stream.shutdown()?;
-//! let mut answer = String::new();
-//! stream.read_to_string(&mut answer)?;
-//! # Ok::<(), std::io::Error>(())
-//! ```
+//! Work that blocks, moved off the workers: a few threads, started when they are needed, with a bounded queue.
 
-use std::future::Future;
-use std::io::{self, Read, Write};
-use std::pin::{Pin, pin};
-use std::sync::{Arc, OnceLock};
-use std::task::{Context, Poll, Wake, Waker};
-use std::thread::Thread;
-use std::time::{Duration, Instant};
+use std::collections::VecDeque;
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use crate::address::{Address, IntoAddress};
-use crate::aio::remote::{Hub, RemoteListener, RemoteStream};
+/// Jobs that may wait for a thread. Beyond, they are handed back.
+const QUEUE_MAX: usize = 1024;
+/// A thread without work ends after this time.
+const IDLE: Duration = Duration::from_secs(10);
 
-/// Wakes a thread that is parked.
-struct Unpark(Thread);
+/// Too many jobs wait for a thread already. The job is handed back.
+pub struct QueueFull<F>(pub F);
 
-impl Wake for Unpark {
-    fn wake(self: Arc<Self>) {
-        self.0.unpark();
+impl<F> fmt::Debug for QueueFull<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("QueueFull")
     }
 }
 
-/// Waits for `future` on this thread, which must be no worker's; `None` when `limit` is over.
-fn wait<T>(future: impl Future<Output = T>, limit: Option<Duration>) -> Option<T> {
-    let mut future: Pin<&mut dyn Future<Output = T>> = pin!(future);
-    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
-    let end = limit.map(|limit| Instant::now() + limit);
-    loop {
-        if let Poll::Ready(value) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
-            return Some(value);
+impl<F> fmt::Display for QueueFull<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{QUEUE_MAX} blocking jobs wait for a thread already; try again later, or allow more threads")
+    }
+}
+
+impl<F> std::error::Error for QueueFull<F> {}
+
+/// The message that comes instead of the result of a job that panicked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct JobPanicked;
+
+/// What a thread runs.
+pub(crate) type Job = Box<dyn FnOnce() + Send>;
+
+/// The threads of one server or client. They end when this is dropped and they have nothing left to do.
+pub(crate) struct Blocking {
+    shared: Arc<Shared>,
+    threads_max: usize,
+}
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    work: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    jobs: VecDeque<Job>,
+    threads: usize,
+    /// Threads that wait for a job.
+    idle: usize,
+    closed: bool,
+}
+
+impl Blocking {
+    /// Up to `threads_max` threads, none of them started yet.
+    pub(crate) fn new(threads_max: usize) -> Arc<Self> {
+        Arc::new(Self { shared: Arc::default(), threads_max: threads_max.max(1) })
+    }
+
+    /// Runs on one of the threads what `wrap` makes of `job`.
+    ///
+    /// # Errors
+    ///
+    /// Hands the job back when too many wait, or when the system has no thread to give.
+    pub(crate) fn spawn<F>(&self, job: F, wrap: impl FnOnce(F) -> Job) -> Result<(), QueueFull<F>> {
+        let mut state = self.shared.lock();
+        let short = state.jobs.len() >= state.idle;
+        if short && state.threads < self.threads_max && self.start() {
+            state.threads += 1;
         }
-        match end.map(|end| end.saturating_duration_since(Instant::now())) {
-            None => std::thread::park(),
-            Some(left) if left.is_zero() => return None,
-            Some(left) => std::thread::park_timeout(left),
+        if state.jobs.len() >= QUEUE_MAX || state.threads == 0 {
+            return Err(QueueFull(job));
+        }
+        state.jobs.push_back(wrap(job));
+        self.shared.work.notify_one();
+        Ok(())
+    }
+
+    fn start(&self) -> bool {
+        let shared = Arc::clone(&self.shared);
+        std::thread::Builder::new().name("ringport-blocking".into()).spawn(move || shared.run()).is_ok()
+    }
+}
+
+impl Drop for Blocking {
+    fn drop(&mut self) {
+        let mut state = self.shared.lock();
+        state.closed = true;
+        state.jobs.clear();
+        self.shared.work.notify_all();
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The life of a thread.
+    fn run(&self) {
+        while let Some(job) = self.next() {
+            // Who waits for the result is told by the job itself.
+            let _ = catch_unwind(AssertUnwindSafe(job));
+        }
+    }
+
+    /// The next job; `None` if the thread is to end.
+    fn next(&self) -> Option<Job> {
+        let mut state = self.lock();
+        loop {
+            if let Some(job) = state.jobs.pop_front() {
+                return Some(job);
+            }
+            if state.closed {
+                state.threads -= 1;
+                return None;
+            }
+            state.idle += 1;
+            let (woken, waited) = self.work.wait_timeout(state, IDLE).unwrap_or_else(PoisonError::into_inner);
+            state = woken;
+            state.idle -= 1;
+            if waited.timed_out() && state.jobs.is_empty() {
+                state.threads -= 1;
+                return None;
+            }
         }
     }
 }
 
-fn within<T>(future: impl Future<Output = io::Result<T>>, limit: Option<Duration>) -> io::Result<T> {
-    wait(future, limit).unwrap_or_else(|| Err(io::Error::new(io::ErrorKind::TimedOut, "the time for it is over")))
-}
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
 
-/// The worker of the process.
-fn hub() -> io::Result<&'static Hub> {
-    static HUB: OnceLock<Result<Hub, String>> = OnceLock::new();
-    let hub = HUB.get_or_init(|| Hub::start().map_err(|error| error.to_string()));
-    hub.as_ref().map_err(|error| io::Error::other(error.clone()))
-}
+    use super::*;
 
-/// A connection whose calls block. Two threads may use it at once: `&Stream` reads and writes, too.
-#[derive(Debug)]
-pub struct Stream {
-    stream: RemoteStream,
-    read_timeout: Option<Duration>,
-    write_timeout: Option<Duration>,
-}
+    const LIMIT: Duration = Duration::from_secs(20);
 
-impl Stream {
-    /// Connects.
-    ///
-    /// # Errors
-    ///
-    /// What the system answers; `InvalidInput` for text that is no address.
-    pub fn connect(address: impl IntoAddress) -> io::Result<Self> {
-        Self::new(within(hub()?.connect(address), None))
+    fn spawn<F: FnOnce() + Send + 'static>(blocking: &Blocking, job: F) -> Result<(), QueueFull<F>> {
+        blocking.spawn(job, |job| Box::new(job))
     }
 
-    /// Connects within `limit`.
-    ///
-    /// # Errors
-    ///
-    /// As [`Self::connect`], and `TimedOut`.
-    pub fn connect_timeout(address: impl IntoAddress, limit: Duration) -> io::Result<Self> {
-        Self::new(within(hub()?.connect(address), Some(limit)))
+    #[test]
+    fn threads_start_when_needed_and_no_more_than_allowed() {
+        let blocking = Blocking::new(2);
+        assert_eq!(blocking.shared.lock().threads, 0);
+        let (tell, told) = mpsc::channel();
+        let mut gates = Vec::new();
+        for number in 0..4 {
+            let (open, gate) = mpsc::channel::<()>();
+            let tell = tell.clone();
+            gates.push(open);
+            let job = move || {
+                gate.recv().expect("the test opens it");
+                tell.send(number).expect("the test listens");
+            };
+            spawn(&blocking, job).expect("there is room");
+        }
+        assert_eq!(blocking.shared.lock().threads, 2);
+        for gate in &gates {
+            gate.send(()).expect("somebody waits or will");
+        }
+        let mut done: Vec<_> = (0..4).map(|_| told.recv_timeout(LIMIT).expect("the job is done")).collect();
+        done.sort_unstable();
+        assert_eq!(done, [0, 1, 2, 3]);
     }
 
-    fn new(stream: io::Result<RemoteStream>) -> io::Result<Self> {
-        Ok(Self { stream: stream?, read_timeout: None, write_timeout: None })
+    #[test]
+    fn a_full_queue_hands_jobs_back_and_a_panic_costs_no_thread() {
+        let blocking = Blocking::new(1);
+        let (open, gate) = mpsc::channel::<()>();
+        let (tell, told) = mpsc::channel();
+        let started = tell.clone();
+        let job = move || {
+            started.send(0).expect("the test listens");
+            gate.recv().expect("the test opens it");
+            std::panic::resume_unwind(Box::new("a panic of the test's"));
+        };
+        spawn(&blocking, job).expect("there is room");
+        told.recv_timeout(LIMIT).expect("it runs, and waits no more in the queue");
+        for number in 1..=QUEUE_MAX {
+            let tell = tell.clone();
+            spawn(&blocking, move || tell.send(number).expect("the test listens")).expect("there is room");
+        }
+        let QueueFull(job) =
+            spawn(&blocking, move || tell.send(9999).expect("the test listens")).expect_err("it is full");
+        open.send(()).expect("the job waits");
+        for number in 1..=QUEUE_MAX {
+            assert_eq!(told.recv_timeout(LIMIT), Ok(number));
+        }
+        job();
+        assert_eq!(told.recv_timeout(LIMIT), Ok(9999));
     }
 
-    /// Sets how long one read may wait. Without end by default.
-    pub fn set_read_timeout(&mut self, timeout: Option<Duration>) {
-        self.read_timeout = timeout;
-    }
-
-    /// Sets how long one write may wait. Without end by default.
-    pub fn set_write_timeout(&mut self, timeout: Option<Duration>) {
-        self.write_timeout = timeout;
-    }
-
-    /// Sends no more: a FIN follows what was written. Waits until the kernel has taken everything.
-    ///
-    /// # Errors
-    ///
-    /// What ended the connection before.
-    pub fn shutdown(&self) -> io::Result<()> {
-        within(self.stream.shutdown(), self.write_timeout)
-    }
-
-    /// The same connection for async code.
-    #[must_use]
-    pub fn into_remote(self) -> RemoteStream {
-        self.stream
-    }
-}
-
-impl From<RemoteStream> for Stream {
-    fn from(stream: RemoteStream) -> Self {
-        Self { stream, read_timeout: None, write_timeout: None }
-    }
-}
-
-impl Read for &Stream {
-    fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
-        within(std::future::poll_fn(|cx| self.stream.poll_read(cx, to)), self.read_timeout)
-    }
-}
-
-impl Write for &Stream {
-    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        let data = &data[..data.len().min(WRITE_MAX)];
-        within(self.stream.send(data.to_vec()), self.write_timeout)?;
-        Ok(data.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        within(self.stream.flush(), self.write_timeout)
-    }
-}
-
-/// Most bytes copied by one write.
-const WRITE_MAX: usize = 64 * 1024;
-
-impl Read for Stream {
-    fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
-        (&*self).read(to)
-    }
-}
-
-impl Write for Stream {
-    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        (&*self).write(data)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        (&*self).flush()
-    }
-}
-
-/// A listener whose calls block.
-#[derive(Debug)]
-pub struct Listener {
-    listener: RemoteListener,
-}
-
-impl Listener {
-    /// Listens.
-    ///
-    /// # Errors
-    ///
-    /// What the system answers; `InvalidInput` for text that is no address.
-    pub fn bind(address: impl IntoAddress) -> io::Result<Self> {
-        Ok(Self { listener: within(hub()?.listen(address), None)? })
-    }
-
-    /// Where it listens, with the real port number.
-    #[must_use]
-    pub fn address(&self) -> &Address {
-        self.listener.address()
-    }
-
-    /// Waits for a connection.
-    ///
-    /// # Errors
-    ///
-    /// When the listener is closed.
-    pub fn accept(&self) -> io::Result<Stream> {
-        within(self.listener.accept(), None).map(Stream::from)
+    #[test]
+    fn threads_end_with_their_owner() {
+        let blocking = Blocking::new(2);
+        let (tell, told) = mpsc::channel();
+        spawn(&blocking, move || tell.send(()).expect("the test listens")).expect("there is room");
+        told.recv_timeout(LIMIT).expect("it ran");
+        let shared = Arc::downgrade(&blocking.shared);
+        drop(blocking);
+        let start = std::time::Instant::now();
+        while shared.strong_count() > 0 {
+            assert!(start.elapsed() < LIMIT, "the threads end");
+            std::thread::yield_now();
+        }
     }
 }

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use ringport_engine::{Buf, Chunk, ConnInfo};
 
-use crate::session::{CloseReason, CloseReport, Ending, Phase, SendOutcome, Session};
+use crate::blocking::QueueFull;
+use crate::session::{CloseReason, CloseReport, Ending, Pauses, Phase, SendOutcome, Session};
 use crate::worker::{ConnectionId, Context, Facts, Parts, TimerId};
 
 /// What another thread may send to a connection: see [`Remote::message`](crate::Remote::message).
@@ -51,7 +52,11 @@ pub trait Handler: 'static {
     /// A timer of this connection is due.
     fn timer(&mut self, conn: &mut Connection<'_, Self::State>, timer: TimerId, token: u64) {}
 
-    /// Another thread sent a message.
+    /// Nothing was received for the interval of [`ConnectionOptions::heartbeat`](crate::ConnectionOptions::heartbeat): send
+    /// something that the peer answers. Any byte that it sends then is a sign of life.
+    fn heartbeat(&mut self, conn: &mut Connection<'_, Self::State>) {}
+
+    /// Another thread sent a message, or a blocking job of this connection is done.
     fn message(&mut self, conn: &mut Connection<'_, Self::State>, message: Message) {}
 
     /// The connection is gone. Whatever is asked of it now is ignored.
@@ -139,8 +144,8 @@ impl<S> Connection<'_, S> {
     /// More than [`ConnectionOptions::frame_limit`](crate::ConnectionOptions::frame_limit) closes the connection. What is
     /// kept when the peer closes stays unseen: [`kept`](Self::kept) tells [`Handler::peer_closed`] of a frame cut short.
     pub fn keep(&mut self, rest: Buf) {
-        let Parts { session, options, .. } = self.context.parts(self.slot);
-        session.keep(rest, options);
+        let Parts { session, options, account, .. } = self.context.parts(self.slot);
+        session.keep(rest, options, account);
     }
 
     /// Bytes that are kept for the next callback.
@@ -149,14 +154,21 @@ impl<S> Connection<'_, S> {
         self.session().kept()
     }
 
+    /// Counts messages that the handler found in what it received, against
+    /// [`ConnectionOptions::message_rate_max`](crate::ConnectionOptions::message_rate_max).
+    pub fn count_messages(&mut self, count: u64) {
+        let conn = self.session().conn;
+        self.context.count_messages(conn, count);
+    }
+
     /// Stops reading: soon the peer's window closes. What was already received still arrives.
     pub fn pause(&mut self) {
-        self.session_mut().paused_by_user = true;
+        self.session_mut().pauses.add(Pauses::USER);
     }
 
     /// Goes on reading after [`pause`](Self::pause).
     pub fn resume(&mut self) {
-        self.session_mut().paused_by_user = false;
+        self.session_mut().pauses.remove(Pauses::USER);
     }
 
     /// Calls [`Handler::flushed`] with `token` when the kernel has taken all that is queued now: in the order of the
@@ -198,6 +210,21 @@ impl<S> Connection<'_, S> {
     /// Cancels a timer. A timer that is gone is none: then nothing happens, and `false` says so.
     pub fn cancel_timer(&mut self, timer: TimerId) -> bool {
         self.context.cancel_timer(timer)
+    }
+
+    /// Runs `job`, which may block, on another thread, and hands its result to [`Handler::message`]: see
+    /// [`Context::spawn_blocking`].
+    ///
+    /// # Errors
+    ///
+    /// Hands the job back when too many wait already.
+    pub fn spawn_blocking<F, R>(&mut self, job: F) -> Result<(), QueueFull<F>>
+    where
+        F: FnOnce() -> R + Send + 'static,
+        R: Send + 'static,
+    {
+        let id = self.id();
+        self.context.spawn_blocking(id, job)
     }
 
     /// Addresses and the state of the kernel's send queue, by a system call.

@@ -26,8 +26,9 @@
 
 mod address;
 pub mod aio;
-pub mod blocking;
+mod blocking;
 mod client;
+mod common;
 mod error;
 mod handler;
 mod plan;
@@ -35,10 +36,12 @@ mod remote;
 mod server;
 mod session;
 mod simulation;
+pub mod sync;
 mod worker;
 
-pub use address::{Address, IntoAddress};
+pub use address::{Address, Destination, IntoAddress};
 pub use aio::{Stream, block_on, serve};
+pub use blocking::{JobPanicked, QueueFull};
 pub use bytes::Bytes;
 pub use client::Client;
 pub use error::{Error, Result, is_transient};
@@ -51,6 +54,8 @@ pub use ringport_engine::{
     Selection, SocketOptions,
 };
 pub use server::Server;
-pub use session::{CloseReason, CloseReport, ConnectionOptions, OverLimit, Refusal, SendOutcome};
+pub use session::{
+    CloseReason, CloseReport, ConnectionOptions, Heartbeat, MinimumRate, OverLimit, Rate, Refusal, SendOutcome,
+};
 pub use simulation::{Faults, Simulation};
 pub use worker::{ConnectionId, Context, TimerId, WorkerStats};

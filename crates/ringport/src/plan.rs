@@ -16,12 +16,13 @@ use ringport_engine::{
     Engine, EngineConfig, EngineKind, ListenOptions, PoolConfig, Selection, SockAddr, Socket, SocketOptions,
 };
 
-use crate::address::Address;
+use crate::address::{Address, Destination};
 use crate::aio::{self, JoinError};
+use crate::blocking::Blocking;
 use crate::error::{Error, Result};
 use crate::remote::Remote;
-use crate::session::ConnectionOptions;
-use crate::worker::{Counters, Factory, Share, Worker, WorkerSetup, WorkerStats};
+use crate::session::{ConnectionOptions, Rate};
+use crate::worker::{Budget, Counters, Factory, Gate, Share, Worker, WorkerSetup, WorkerStats};
 
 /// Most workers: one a core is the rule, and no machine that this runs on has more.
 pub(crate) const WORKERS_MAX: usize = 1024;
@@ -50,7 +51,7 @@ pub(crate) struct ServiceSpec {
 pub(crate) enum Role {
     Listen(Address, ListenOptions),
     Connect {
-        to: Address,
+        to: Destination,
         connections: usize,
         options: SocketOptions,
     },
@@ -68,6 +69,10 @@ pub(crate) struct Plan {
     pub(crate) pin: bool,
     pub(crate) spread: Spread,
     pub(crate) max_connections: usize,
+    pub(crate) per_address_max: Option<usize>,
+    pub(crate) accept_rate: Option<Rate>,
+    pub(crate) memory_limit: u64,
+    pub(crate) blocking_threads: usize,
     pub(crate) tick: Option<Duration>,
     pub(crate) services: Vec<ServiceSpec>,
     pub(crate) until_idle: bool,
@@ -83,6 +88,10 @@ impl Plan {
             pin: false,
             spread: Spread::default(),
             max_connections: 1_000_000,
+            per_address_max: None,
+            accept_rate: None,
+            memory_limit: 1 << 30,
+            blocking_threads: 4,
             tick: None,
             services: Vec::new(),
             until_idle,
@@ -119,6 +128,10 @@ impl Plan {
     /// One setup for each worker; each takes its share of the sockets and of the connections to make.
     fn setups(&self, kind: EngineKind, mut sockets: Vec<Vec<Socket>>, handle: &ServerHandle) -> Vec<Setup> {
         let global_live = Arc::new(AtomicUsize::new(0));
+        let gate = Gate::new(self.per_address_max, self.accept_rate);
+        // A simulation is one thread.
+        let blocking = self.config.network.is_none().then(|| Blocking::new(self.blocking_threads));
+        let budget = Budget::new(self.memory_limit, self.workers);
         // A service with one socket is listened on by the first worker alone.
         let single: Vec<bool> = sockets.iter().map(|sockets| self.workers > 1 && sockets.len() == 1).collect();
         let hand_over = single.contains(&true);
@@ -137,11 +150,10 @@ impl Plan {
                     }
                 }
             }
-            let share = if hand_over {
-                Share::least_loaded(self.max_connections, Arc::clone(&handle.counters), &handle.remote)
-            } else {
-                Share::none(self.max_connections)
-            };
+            let mut share = Share::none(self.max_connections, Arc::clone(&gate));
+            if hand_over {
+                share = share.least_loaded(Arc::clone(&handle.counters), &handle.remote);
+            }
             Setup {
                 kind,
                 config: self.config.clone(),
@@ -159,6 +171,8 @@ impl Plan {
                     remote: handle.remote.clone(),
                     counters: Arc::clone(&handle.counters[number]),
                     global_live: Arc::clone(&global_live),
+                    budget: Arc::clone(&budget),
+                    blocking: blocking.clone(),
                     share,
                     tick: self.tick,
                     until_idle: self.until_idle,
@@ -393,7 +407,7 @@ pub(crate) struct Setup {
     pin: Option<usize>,
     /// Sockets, the services they belong to, and whether their connections are handed over.
     listen: Vec<(Socket, u32, bool)>,
-    connect: Vec<(Address, usize, SocketOptions, u32)>,
+    connect: Vec<(Destination, usize, SocketOptions, u32)>,
     worker: WorkerSetup,
 }
 
@@ -425,10 +439,7 @@ impl Setup {
             worker.listen(socket, service, hand_over)?;
         }
         for (to, connections, options, service) in self.connect {
-            let to = to.to_system()?;
-            for _ in 0..connections {
-                worker.connect(&to, &options, service);
-            }
+            worker.connect_to(to, connections, options, service);
         }
         worker.start();
         Ok(worker)

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use ringport_engine::{ConnId, Socket};
 
 use crate::handler::Message;
-use crate::worker::{ConnectionId, Mailbox};
+use crate::worker::{ConnectionId, Mailbox, Permit, Resolved};
 
 /// Messages that fit into a worker's mailbox. Beyond, senders get theirs back.
 const MAILBOX_CAPACITY: usize = 4096;
@@ -39,7 +39,9 @@ pub(crate) enum Letter {
     /// Starts something on the worker's thread.
     Start(Box<dyn FnOnce() + Send>),
     /// A connection that another worker accepted, for the service with this number.
-    Adopt(Socket, u32),
+    Adopt(Socket, u32, Option<Permit>),
+    /// A host name was looked up.
+    Resolved(Box<Resolved>),
 }
 
 /// The mailbox was full or its worker gone. The message is handed back.

@@ -8,10 +8,11 @@ use ringport_engine::{EngineConfig, EngineKind, ListenOptions, PoolConfig};
 
 use crate::address::IntoAddress;
 use crate::aio::{self, Stream};
+use crate::common::common_options;
 use crate::error::{Error, Result};
 use crate::handler::Handler;
 use crate::plan::{Plan, Role, Running, ServiceSpec, Spread};
-use crate::session::ConnectionOptions;
+use crate::session::{ConnectionOptions, Rate};
 use crate::worker::factory;
 
 /// Builds and runs a server.
@@ -148,35 +149,7 @@ impl Server {
         self
     }
 
-    /// Sets the number of workers, each a thread with connections of its own. One by default.
-    pub fn workers(mut self, workers: usize) -> Self {
-        self.plan.workers = workers;
-        self
-    }
-
-    /// Binds each worker to a core. Off by default; Linux only.
-    pub fn pin(mut self, pin: bool) -> Self {
-        self.plan.pin = pin;
-        self
-    }
-
-    /// Uses this engine. By default the best one that works here is chosen.
-    pub fn engine(mut self, engine: Option<EngineKind>) -> Self {
-        self.plan.engine = engine;
-        self
-    }
-
-    /// Sets how the engine is opened.
-    pub fn engine_config(mut self, config: EngineConfig) -> Self {
-        self.plan.config = config;
-        self
-    }
-
-    /// Sets the buffers of each worker.
-    pub fn pool(mut self, pool: PoolConfig) -> Self {
-        self.plan.pool = pool;
-        self
-    }
+    common_options!();
 
     /// Sets how connections are spread over workers.
     pub fn spread(mut self, spread: Spread) -> Self {
@@ -190,9 +163,17 @@ impl Server {
         self
     }
 
-    /// Calls [`Handler::tick`] on every worker at this interval. Off by default.
-    pub fn tick(mut self, interval: Duration) -> Self {
-        self.plan.tick = Some(interval);
+    /// Sets the most connections from one IP address at once; one more is accepted and closed, and counted as refused. Off
+    /// by default. IPv6 addresses count by their first 64 bits, of which one peer usually has all. Unix sockets have none.
+    pub fn max_connections_per_address(mut self, connections: Option<usize>) -> Self {
+        self.plan.per_address_max = connections;
+        self
+    }
+
+    /// Sets how many connections may come a second and at once, over all workers and listeners; one more is accepted and
+    /// closed, and counted as refused. Off by default.
+    pub fn accept_rate(mut self, rate: Option<Rate>) -> Self {
+        self.plan.accept_rate = rate;
         self
     }
 

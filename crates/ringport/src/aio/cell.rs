@@ -18,7 +18,7 @@ use ringport_engine::{Buf, Chunk, ConnId, ConnInfo, SendQueue};
 
 use super::inbox::Inbox;
 use super::runtime::{Interest, Runtime};
-use crate::session::{CloseReason, CloseReport, ConnectionOptions, Ending, Phase, Refusal, SendOutcome, Session};
+use crate::session::{CloseReason, CloseReport, ConnectionOptions, Ending, Pauses, Phase, Session};
 use crate::worker::{Account, ConnectionId};
 
 /// Bytes in the inbox above which reading pauses. At half of them it goes on.
@@ -29,7 +29,9 @@ const READ_EXACT_MAX: usize = 1 << 30;
 
 /// The token of the session's flush that tells when more of a large send fits.
 const MORE: u64 = u64::MAX;
-/// The tokens of the session's timers.
+/// When to try again while the memory of the process is used up.
+const TRY_AGAIN: Duration = Duration::from_millis(10);
+/// The tokens of the session's timers, with [`MORE`].
 const READ: u64 = 1;
 const WRITE: u64 = 2;
 
@@ -148,7 +150,7 @@ impl Deadline {
 #[derive(Default)]
 pub(crate) struct Todo {
     /// Timers of the session to set.
-    pub(crate) timers: [Option<(Duration, u64)>; 2],
+    pub(crate) timers: [Option<(Duration, u64)>; 3],
     /// The addresses are asked for.
     pub(crate) info: bool,
 }
@@ -236,8 +238,16 @@ impl StreamCell {
     pub(crate) fn timer(self: &Rc<Self>, token: u64) -> Interest {
         let now = self.runtime.now();
         let mut inner = self.inner.borrow_mut();
+        if token == MORE {
+            inner.continuing = false;
+            self.runtime.touch(self);
+        }
         let Some(extra) = &mut inner.extra else { return Interest::None };
-        let deadline = if token == READ { &mut extra.read } else { &mut extra.write };
+        let deadline = match token {
+            READ => &mut extra.read,
+            WRITE => &mut extra.write,
+            _ => return Interest::None,
+        };
         deadline.due(now);
         let (expired, again) = (deadline.expired, deadline.to_arm.is_some());
         if again {
@@ -335,16 +345,27 @@ impl StreamCell {
                 return todo;
             }
         } else if !inner.continuing {
-            inner.continuing = session.flush(MORE);
+            // With an empty queue it is the process that has reached its limit; then only time helps.
+            if session.queued() == 0 {
+                todo.timers[2] = Some((TRY_AGAIN, MORE));
+                inner.continuing = true;
+            } else {
+                inner.continuing = session.flush(MORE);
+            }
         }
         let (bytes, max) = (inner.inbox.bytes(), inner.inbox_max as usize);
         inner.paused = if inner.paused { bytes > max / 2 } else { bytes > max };
-        session.paused_by_user = inner.paused;
+        if inner.paused {
+            session.pauses.add(Pauses::USER);
+        } else {
+            session.pauses.remove(Pauses::USER);
+        }
         inner.session_queued = session.queued();
         if let Some(extra) = &mut inner.extra {
             todo.info = std::mem::take(&mut extra.info_wanted);
             let arm = |deadline: &mut Deadline, token| deadline.to_arm.take().map(|delay| (delay, token));
-            todo.timers = [arm(&mut extra.read, READ), arm(&mut extra.write, WRITE)];
+            todo.timers[0] = arm(&mut extra.read, READ);
+            todo.timers[1] = arm(&mut extra.write, WRITE);
         }
         let waiting = if inner.has_room() { inner.writer.take() } else { Interest::None };
         drop(inner);
@@ -651,22 +672,27 @@ fn timed_out(text: &str) -> io::Error {
     io::Error::new(io::ErrorKind::TimedOut, text)
 }
 
-/// Moves pieces to the session while its limit allows. One that is too large goes in parts.
+/// Moves pieces to the session while the limits allow. One that is too large goes in parts.
 #[inline]
 fn move_pieces(from: &mut SendQueue, session: &mut Session, options: &ConnectionOptions, account: &mut Account) {
+    if !session.is_sendable() {
+        from.clear();
+    }
     while let Some(mut piece) = from.pop() {
+        if options.over_limit.drops() {
+            // What does not fit is dropped and counted, as the policy wants it.
+            session.send(piece, options, account);
+            continue;
+        }
         let room = usize::try_from(options.send_limit.saturating_sub(session.queued())).unwrap_or(usize::MAX);
-        if piece.len() > room && !options.over_limit.drops() {
-            if room == 0 {
-                from.push_front(piece);
-                return;
-            }
+        if room > 0 && piece.len() > room {
             let mut rest = piece.into_bytes();
             piece = rest.split_to(room).into();
             from.push_front(rest.into());
         }
-        if let SendOutcome::Refused { why: Refusal::Closing, .. } = session.send(piece, options, account) {
-            from.clear();
+        if let Err(piece) = session.offer(piece, options, account) {
+            from.push_front(piece);
+            return;
         }
     }
 }

@@ -13,11 +13,24 @@ pub enum CloseReason {
     Reset,
     /// It could not be connected.
     ConnectFailed,
+    /// Connecting took longer than the connect timeout. [`Handler::connect_failed`](crate::Handler::connect_failed) gets
+    /// it as an error of the kind `TimedOut`.
+    ConnectTimeout,
     /// No byte moved for the idle timeout.
     Idle,
+    /// No byte was received for the read timeout.
+    ReadTimeout,
+    /// The kernel took none of what was queued for the write timeout: the peer does not read.
+    WriteStall,
+    /// Less was received than the minimum receive rate asks for.
+    TooSlow,
+    /// The peer answered none of several heartbeats.
+    Heartbeat,
+    /// It lasted as long as it may.
+    Lifetime,
     /// A graceful close waited for the peer's FIN in vain.
     LingerTimeout,
-    /// More was queued than the send limit allows.
+    /// More was queued than the send limit allows, or the memory limit of the server.
     Backpressure,
     /// A frame of the peer's was longer than the frame limit.
     FrameLimit,
@@ -41,7 +54,13 @@ impl CloseReason {
             Self::PeerClosed => "peer-closed",
             Self::Reset => "reset",
             Self::ConnectFailed => "connect-failed",
+            Self::ConnectTimeout => "connect-timeout",
             Self::Idle => "idle",
+            Self::ReadTimeout => "read-timeout",
+            Self::WriteStall => "write-stall",
+            Self::TooSlow => "too-slow",
+            Self::Heartbeat => "heartbeat",
+            Self::Lifetime => "lifetime",
             Self::LingerTimeout => "linger-timeout",
             Self::Backpressure => "backpressure",
             Self::FrameLimit => "frame-limit",

@@ -14,18 +14,23 @@
 //! the sending direction is.
 
 mod close;
+mod deadlines;
 mod keep;
 mod options;
 mod outbox;
+mod rate;
 
 pub use close::{CloseReason, CloseReport};
-pub use options::{ConnectionOptions, OverLimit};
+pub(crate) use deadlines::Verdict;
+pub use options::{ConnectionOptions, Heartbeat, MinimumRate, OverLimit};
+pub(crate) use rate::Bucket;
+pub use rate::Rate;
 
 use std::collections::VecDeque;
 
 use ringport_engine::{Buf, Chunk, ConnId, SendQueue};
 
-use crate::worker::{Account, TimerId, TimerKey};
+use crate::worker::{Account, Permit, TimerId, TimerKey};
 
 /// How far a session is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +45,37 @@ pub(crate) enum Phase {
     Lingering,
     /// Given to the engine to close; only its last event is awaited.
     Ended,
+}
+
+/// Why reading rests, apart from a full queue.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Pauses(u8);
+
+impl Pauses {
+    /// The handler asked for it.
+    pub(crate) const USER: Self = Self(1);
+    /// The server is above its memory limit.
+    pub(crate) const MEMORY: Self = Self(2);
+    /// A rate limit is used up.
+    pub(crate) const RATE: Self = Self(4);
+
+    /// Whether there is any reason.
+    #[inline]
+    pub(crate) fn any(self) -> bool {
+        self.0 != 0
+    }
+
+    /// Adds a reason; `false` if it was one already.
+    pub(crate) fn add(&mut self, reason: Self) -> bool {
+        let new = self.0 & reason.0 == 0;
+        self.0 |= reason.0;
+        new
+    }
+
+    /// Takes a reason away.
+    pub(crate) fn remove(&mut self, reason: Self) {
+        self.0 &= !reason.0;
+    }
 }
 
 /// How far the sending direction of an open session is.
@@ -59,6 +95,8 @@ pub(crate) enum Fin {
 pub enum Refusal {
     /// The send limit of the connection is reached.
     Limit,
+    /// The memory limit of the server or client is reached.
+    ProcessLimit,
     /// The connection is closing, or was finished.
     Closing,
 }
@@ -113,8 +151,12 @@ pub(crate) struct Session {
     /// Bytes that the kernel took (K in the ledger).
     pub(crate) handed: u64,
     pub(crate) received: u64,
-    /// Milliseconds of the worker's clock at the last byte in either direction.
-    pub(crate) active_at: u32,
+    /// When it began to connect, then when it was established. This and the next two in milliseconds of the worker's clock.
+    pub(crate) opened_at: u32,
+    /// When the last byte was received.
+    pub(crate) received_at: u32,
+    /// When the kernel last took a byte, or was first offered those that it does not take.
+    pub(crate) sent_at: u32,
     pub(crate) phase: Phase,
     pub(crate) fin: Fin,
     /// The handler has seen it.
@@ -123,9 +165,11 @@ pub(crate) struct Session {
     pub(crate) sending: bool,
     /// The engine was told to receive.
     pub(crate) receiving: bool,
-    pub(crate) paused_by_user: bool,
+    pub(crate) pauses: Pauses,
     /// Above the high mark, and not yet down to the low mark again.
     pub(crate) full: bool,
+    /// A rate of received bytes is limited.
+    pub(crate) metered: bool,
     /// The handler was told that it is full.
     pub(crate) told_full: bool,
     /// Above the limit under [`OverLimit::Wait`]: reading rests until the low mark, whatever the options say.
@@ -135,7 +179,7 @@ pub(crate) struct Session {
     pub(crate) keeps: bool,
     /// In the worker's list of sessions to settle.
     pub(crate) dirty: bool,
-    /// The session's own timer: idle while it is open, linger while it closes.
+    /// The session's own timer: its deadlines while it connects or is open, linger while it closes.
     pub(crate) timer: Option<TimerKey>,
     /// What most sessions never need.
     pub(crate) rare: Option<Box<Rare>>,
@@ -156,6 +200,19 @@ pub(crate) struct Rare {
     pub(crate) dropped_bytes: u64,
     /// Flushes under way, in order.
     pub(crate) flushes: VecDeque<Flush>,
+    /// When the window of the minimum receive rate began, and what had been received by then.
+    window_at: u32,
+    window_received: u64,
+    /// Heartbeats sent since the last received byte, and when the last was.
+    heartbeats: u8,
+    beat_at: u32,
+    /// What may still be received, in bytes and in messages.
+    pub(crate) bytes_left: Bucket,
+    pub(crate) messages_left: Bucket,
+    /// The race of several addresses that it is in while it connects.
+    pub(crate) race: Option<u64>,
+    /// The place that it takes of those of its address.
+    pub(crate) permit: Option<Permit>,
     /// A partial frame.
     kept: Option<Buf>,
 }
@@ -178,7 +235,7 @@ impl Rare {
 }
 
 impl Session {
-    pub(crate) fn new(conn: ConnId, service: u32, state: u32, phase: Phase, active_at: u32) -> Self {
+    pub(crate) fn new(conn: ConnId, service: u32, state: u32, phase: Phase, clock: u32) -> Self {
         Self {
             conn,
             service,
@@ -187,14 +244,17 @@ impl Session {
             accepted: 0,
             handed: 0,
             received: 0,
-            active_at,
+            opened_at: clock,
+            received_at: clock,
+            sent_at: clock,
             phase,
             fin: Fin::No,
             opened: false,
             sending: false,
             receiving: false,
-            paused_by_user: false,
+            pauses: Pauses::default(),
             full: false,
+            metered: false,
             told_full: false,
             over: false,
             peer_closed: false,
@@ -216,6 +276,11 @@ impl Session {
     /// What most sessions never need, made now if this one has none yet.
     pub(crate) fn rare(&mut self) -> &mut Rare {
         self.rare.get_or_insert_default()
+    }
+
+    /// Bytes charged to the worker's account.
+    pub(crate) fn charged(&self) -> u64 {
+        self.queued() + self.kept() as u64
     }
 
     /// Bytes that are queued and that the engine has not seen yet.
@@ -250,6 +315,11 @@ mod tests {
     use ringport_engine::{Engine, EngineConfig, PoolConfig, SocketOptions, socket};
 
     use super::*;
+
+    /// An account without much of a limit.
+    pub(super) fn account() -> Account {
+        Account::new(crate::worker::Budget::new(1 << 30, 1))
+    }
 
     /// An open session with an id of a connection that goes nowhere.
     pub(super) fn session() -> Session {

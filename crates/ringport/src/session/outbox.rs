@@ -28,7 +28,7 @@ const FLUSHES_MAX: usize = 1024;
 impl Session {
     /// Whether sends are taken at all.
     #[inline]
-    fn is_sendable(&self) -> bool {
+    pub(crate) fn is_sendable(&self) -> bool {
         self.phase == Phase::Open && self.ending.is_none() && self.fin == Fin::No
     }
 
@@ -41,11 +41,26 @@ impl Session {
     /// Queues a piece, or does with it what `options` say.
     #[inline]
     pub(crate) fn send(&mut self, data: Chunk, options: &ConnectionOptions, account: &mut Account) -> SendOutcome {
-        if self.fits(data.len(), options) {
+        if self.fits(data.len(), options) && account.charge(data.len() as u64) {
             self.queue(data, options);
             return SendOutcome::Queued;
         }
         self.send_by_policy(data, options, account)
+    }
+
+    /// Queues a piece if the limits of the connection and of the process allow it; else hands it back, whatever the policy.
+    #[inline]
+    pub(crate) fn offer(
+        &mut self,
+        data: Chunk,
+        options: &ConnectionOptions,
+        account: &mut Account,
+    ) -> Result<(), Chunk> {
+        if self.fits(data.len(), options) && account.charge(data.len() as u64) {
+            self.queue(data, options);
+            return Ok(());
+        }
+        Err(data)
     }
 
     /// Queues a copy of `data`.
@@ -57,7 +72,7 @@ impl Session {
         options: &ConnectionOptions,
         account: &mut Account,
     ) -> SendOutcome {
-        if self.fits(data.len(), options) {
+        if self.fits(data.len(), options) && account.charge(data.len() as u64) {
             self.accepted += data.len() as u64;
             self.outbox.write(data, pool);
             self.check_high_mark(options);
@@ -85,17 +100,22 @@ impl Session {
         if !self.is_sendable() {
             return SendOutcome::Refused { data, why: Refusal::Closing };
         }
+        let bytes = data.len() as u64;
+        let within = |limit: u64| self.queued() + bytes <= limit;
+        let why = if within(options.send_limit) { Refusal::ProcessLimit } else { Refusal::Limit };
         match options.over_limit {
             OverLimit::DropOldest | OverLimit::DropNewest => return self.send_message(data, options, account),
-            OverLimit::Wait if self.queued() + data.len() as u64 <= options.send_limit.saturating_add(WAIT_OVERRUN) => {
-                self.queue(data, options);
-                (self.full, self.over) = (true, true);
-                return SendOutcome::Queued;
+            OverLimit::Wait if within(options.send_limit.saturating_add(WAIT_OVERRUN)) => {
+                if account.charge_beyond(bytes) {
+                    (self.full, self.over) = (true, true);
+                    self.queue(data, options);
+                    return SendOutcome::Queued;
+                }
             }
             OverLimit::Disconnect => self.end(Ending::Abort, CloseReason::Backpressure),
             OverLimit::Wait | OverLimit::Refuse => {}
         }
-        SendOutcome::Refused { data, why: Refusal::Limit }
+        SendOutcome::Refused { data, why }
     }
 
     /// Under a policy that drops, every send is a message: it leaves whole or not at all.
@@ -107,11 +127,15 @@ impl Session {
         if bytes == 0 {
             return SendOutcome::Queued;
         }
-        let over = |session: &Self| session.queued() + bytes > options.send_limit;
-        if options.over_limit == OverLimit::DropOldest {
-            while over(self) && self.drop_oldest(account) {}
+        let charge = |session: &Self, account: &mut Account| {
+            session.queued() + bytes <= options.send_limit && account.charge(bytes)
+        };
+        let oldest = options.over_limit == OverLimit::DropOldest;
+        let mut charged = charge(self, account);
+        while !charged && oldest && self.drop_oldest(account) {
+            charged = charge(self, account);
         }
-        if over(self) {
+        if !charged {
             self.rare().count_dropped(bytes, account);
             return SendOutcome::Dropped;
         }
@@ -130,6 +154,7 @@ impl Session {
         let bytes = oldest.len() as u64;
         rare.pending_bytes -= bytes;
         rare.count_dropped(bytes, account);
+        account.release(bytes);
         // A flush that was to follow the message waits for so much less. Those before it keep their place.
         let started = self.accepted - bytes - self.rare().pending_bytes;
         for flush in self.rare().flushes.iter_mut().filter(|flush| flush.handed > started) {
@@ -176,7 +201,7 @@ impl Session {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::session;
+    use super::super::tests::{account, session};
     use super::*;
 
     fn numbers(session: &mut Session) -> Vec<u8> {
@@ -191,7 +216,7 @@ mod tests {
     fn the_oldest_or_the_newest_messages_that_have_not_started_are_dropped() {
         for (policy, left) in [(OverLimit::DropOldest, vec![0, 1, 8, 9]), (OverLimit::DropNewest, vec![0, 1, 2, 3])] {
             let options = ConnectionOptions::default().send_limit(400, policy);
-            let (mut session, mut account) = (session(), Account::default());
+            let (mut session, mut account) = (session(), account());
             for number in 0..2 {
                 assert!(session.send(vec![number; 100].into(), &options, &mut account).is_queued());
             }
@@ -209,7 +234,7 @@ mod tests {
     #[test]
     fn a_flush_waits_for_what_was_queued_before_it_and_not_for_what_was_dropped() {
         let options = ConnectionOptions::default().send_limit(400, OverLimit::DropOldest);
-        let (mut session, mut account) = (session(), Account::default());
+        let (mut session, mut account) = (session(), account());
         let mut send = |session: &mut Session| drop(session.send(vec![1; 100].into(), &options, &mut account));
         assert!(session.flush(0));
         assert_eq!((session.next_flushed(), session.next_flushed()), (Some(0), None));
@@ -233,7 +258,7 @@ mod tests {
     #[test]
     fn a_message_larger_than_the_limit_comes_back() {
         let options = ConnectionOptions::default().send_limit(400, OverLimit::DropOldest);
-        let (mut session, mut account) = (session(), Account::default());
+        let (mut session, mut account) = (session(), account());
         session.send(vec![1; 400].into(), &options, &mut account);
         let outcome = session.send(vec![2; 401].into(), &options, &mut account);
         assert!(matches!(outcome, SendOutcome::Refused { data, why: Refusal::Limit } if data.len() == 401));
@@ -243,7 +268,7 @@ mod tests {
     #[test]
     fn waiting_takes_more_up_to_its_bound_and_rests() {
         let options = ConnectionOptions::default().send_limit(1000, OverLimit::Wait);
-        let (mut session, mut account) = (session(), Account::default());
+        let (mut session, mut account) = (session(), account());
         assert!(session.send(vec![1; 1000].into(), &options, &mut account).is_queued());
         assert!(!session.over);
         assert!(session.send(vec![2; 1].into(), &options, &mut account).is_queued());

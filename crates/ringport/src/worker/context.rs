@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
@@ -14,8 +15,15 @@ use super::counters::{Counters, Totals};
 use super::service::Later;
 use super::timers::{Due, Timer, TimerId, Timers};
 use crate::aio::Runtime;
-use crate::remote::Remote;
-use crate::session::{CloseReason, ConnectionOptions, Ending, Phase, Refusal, SendOutcome, Session};
+use crate::blocking::{Blocking, JobPanicked, QueueFull};
+use crate::handler::Message;
+use crate::remote::{Letter, Remote};
+use crate::session::{
+    Bucket, CloseReason, ConnectionOptions, Ending, Pauses, Phase, Rare, Rate, Refusal, SendOutcome, Session,
+};
+
+/// Longest time that reading rests at a stretch because of a rate.
+const THROTTLE_MAX: Duration = Duration::from_secs(60);
 
 /// The handle of a connection: small, `Copy`, unique in the process. Using it after the connection has gone is
 /// harmless and never reaches another connection.
@@ -59,6 +67,8 @@ pub struct Context {
     pub(super) later: VecDeque<(ConnId, Later)>,
     pub(super) totals: Totals,
     pub(super) account: Account,
+    /// Sessions whose reading rests because of the memory limit.
+    pub(super) resting: Vec<ConnId>,
     pub(super) counters: Arc<Counters>,
     pub(super) global_live: Arc<AtomicUsize>,
     pub(super) started: Instant,
@@ -68,6 +78,12 @@ pub struct Context {
     pub(super) remote: Remote,
     pub(super) stopping: bool,
     pub(super) aio: Rc<Runtime>,
+    /// Threads for what blocks; `None` in a simulation, where everything happens on one.
+    pub(super) blocking: Option<Arc<Blocking>>,
+    /// Lookups of host names under way.
+    pub(super) resolving: usize,
+    /// Results of blocking work, in a simulation.
+    pub(super) done: VecDeque<(ConnectionId, Message)>,
 }
 
 /// A session and what it needs to send.
@@ -127,6 +143,29 @@ impl Context {
             Some((session, options, account)) => session.send(data, options, account),
             None => SendOutcome::Refused { data, why: Refusal::Closing },
         }
+    }
+
+    /// Runs `job`, which may block, on a thread made for that, and hands its result to
+    /// [`Handler::message`](crate::Handler::message) of `to`, a connection of this worker. If it is gone by then, the result
+    /// is dropped. If the job panics, the message is a [`JobPanicked`].
+    ///
+    /// The server has a few such threads ([`Server::blocking_threads`](crate::Server::blocking_threads)), and 1,024 jobs may
+    /// wait for one. In a simulation the job runs at once, so that every run is the same.
+    ///
+    /// # Errors
+    ///
+    /// Hands the job back when too many wait already.
+    pub fn spawn_blocking<F, R>(&mut self, to: ConnectionId, job: F) -> Result<(), QueueFull<F>>
+    where
+        F: FnOnce() -> R + Send + 'static,
+        R: Send + 'static,
+    {
+        let Some(blocking) = &self.blocking else {
+            self.done.push_back((to, outcome(job)));
+            return Ok(());
+        };
+        let mailbox = Arc::clone(&self.remote.mailboxes[self.number()]);
+        blocking.spawn(job, |job| Box::new(move || mailbox.push_patiently(Letter::Message(to.conn, outcome(job)))))
     }
 
     /// Closes another connection of this worker in order. `false` if there is none.
@@ -230,6 +269,7 @@ impl Context {
         self.find(conn)?;
         let session = self.sessions[conn.slot()].take()?;
         self.live -= 1;
+        self.account.release(session.charged());
         if let Some(key) = session.timer {
             self.timers.cancel(key);
         }
@@ -239,11 +279,54 @@ impl Context {
         Some(session)
     }
 
+    /// Has reading of the session rest until the server is below its memory limit again.
+    #[cold]
+    pub(super) fn rest(&mut self, conn: ConnId) {
+        let Some(session) = self.find(conn) else { return };
+        if !session.pauses.add(Pauses::MEMORY) {
+            return;
+        }
+        if self.resting.is_empty() {
+            self.timers.insert(self.now + super::MEMORY_PAUSE, Timer::Memory);
+        }
+        self.resting.push(conn);
+    }
+
+    /// Takes received bytes out of the session's allowance.
+    #[cold]
+    pub(super) fn count_bytes(&mut self, conn: ConnId, bytes: u64) {
+        self.count(conn, bytes, |options| options.receive_rate_max, |rare| &mut rare.bytes_left);
+    }
+
+    /// Takes received messages out of the session's allowance.
+    pub(crate) fn count_messages(&mut self, conn: ConnId, messages: u64) {
+        self.count(conn, messages, |options| options.message_rate_max, |rare| &mut rare.messages_left);
+    }
+
+    /// Has reading rest until an allowance that is overdrawn has something in it again.
+    fn count(
+        &mut self,
+        conn: ConnId,
+        amount: u64,
+        rate: impl Fn(&ConnectionOptions) -> Option<Rate>,
+        bucket: impl Fn(&mut Rare) -> &mut Bucket,
+    ) {
+        let now = self.now.saturating_duration_since(self.started);
+        let Some(session) = self.sessions.get_mut(conn.slot()).and_then(Option::as_mut) else { return };
+        let Some(rate) = rate(&self.options[session.service as usize]) else { return };
+        let Some(wait) = bucket(session.rare()).spend(amount, rate, now) else { return };
+        // A timer that was set for less wakes it early; then the next bytes put it to rest again.
+        if session.pauses.add(Pauses::RATE) {
+            self.totals.throttled += 1;
+            self.timers.insert(self.now + wait.min(THROTTLE_MAX), Timer::Rate(conn));
+        }
+    }
+
     /// What the session keeps, with `buf` behind it.
     #[cold]
     pub(super) fn join_kept(&mut self, conn: ConnId, buf: Buf) -> Buf {
         match self.sessions.get_mut(conn.slot()).and_then(Option::as_mut) {
-            Some(session) => session.join(buf, &self.pool),
+            Some(session) => session.join(buf, &self.pool, &mut self.account),
             None => buf,
         }
     }
@@ -255,6 +338,13 @@ impl Context {
             && let Some(old) = session.timer.replace(key)
         {
             self.timers.cancel(old);
+        }
+    }
+
+    /// Cancels the session's own timer, if it is set.
+    pub(super) fn cancel_session_timer(&mut self, conn: ConnId) {
+        if let Some(key) = self.find(conn).and_then(|session| session.timer.take()) {
+            self.timers.cancel(key);
         }
     }
 
@@ -277,6 +367,14 @@ impl Context {
         self.totals.dropped_messages = self.account.dropped_messages;
         self.totals.dropped_bytes = self.account.dropped_bytes;
         self.counters.publish(&self.totals);
+    }
+}
+
+/// What a job returns, or that it panicked.
+fn outcome<R: Send + 'static>(job: impl FnOnce() -> R) -> Message {
+    match catch_unwind(AssertUnwindSafe(job)) {
+        Ok(result) => Box::new(result),
+        Err(_) => Box::new(JobPanicked),
     }
 }
 

@@ -16,14 +16,16 @@ mod account;
 mod context;
 mod counters;
 mod drain;
+mod gate;
 mod mailbox;
+mod race;
 mod service;
 mod settle;
 mod tasks;
 mod timers;
 mod wheel;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
@@ -31,12 +33,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-pub(crate) use account::Account;
+pub(crate) use account::{Account, Budget};
 pub use context::{ConnectionId, Context};
 pub(crate) use context::{Facts, Parts};
 pub(crate) use counters::Counters;
 pub use counters::WorkerStats;
+pub(crate) use gate::{Gate, Permit};
 pub(crate) use mailbox::Mailbox;
+use race::Race;
+pub(crate) use race::Resolved;
 use ringport_engine::{Buf, ConnId, Engine, EngineConfig, Event, ListenerId, Pool, PoolConfig};
 pub(crate) use service::{Call, Factory, Happening, Service, factory};
 pub use timers::TimerId;
@@ -46,8 +51,9 @@ pub(crate) use wheel::TimerKey;
 pub(crate) use self::accept::Share;
 use self::drain::Drain;
 use crate::aio::{ListenerCell, Runtime, Streams};
+use crate::blocking::Blocking;
 use crate::remote::{Letter, Remote};
-use crate::session::{CloseReason, ConnectionOptions, Ending, Phase};
+use crate::session::{CloseReason, ConnectionOptions, Ending, Pauses, Phase};
 
 /// One thread's share of a server or client.
 pub(crate) struct Worker<E: Engine> {
@@ -59,6 +65,9 @@ pub(crate) struct Worker<E: Engine> {
     share: Share,
     tick: Option<Duration>,
     drain: Option<Drain>,
+    /// Connects to several addresses under way, by number.
+    races: BTreeMap<u64, Race>,
+    next_race: u64,
     /// Ends when its last connection has ended: a client.
     until_idle: bool,
     /// The service of the connections that tasks open.
@@ -79,6 +88,9 @@ struct Listening {
 /// Messages taken out of the mailbox in one turn. The rest waits for the next, so that I/O goes on.
 const LETTERS_PER_TURN: usize = 1024;
 
+/// How long connections rest at least when the server is above its memory limit.
+const MEMORY_PAUSE: Duration = Duration::from_millis(10);
+
 /// What a worker is made of, apart from its engine.
 pub(crate) struct WorkerSetup {
     pub(crate) number: u16,
@@ -86,6 +98,8 @@ pub(crate) struct WorkerSetup {
     pub(crate) remote: Remote,
     pub(crate) counters: Arc<Counters>,
     pub(crate) global_live: Arc<AtomicUsize>,
+    pub(crate) budget: Arc<Budget>,
+    pub(crate) blocking: Option<Arc<Blocking>>,
     pub(crate) share: Share,
     pub(crate) tick: Option<Duration>,
     pub(crate) until_idle: bool,
@@ -120,7 +134,8 @@ impl<E: Engine> Worker<E> {
             dirty: Vec::new(),
             later: VecDeque::new(),
             totals: WorkerStats::default(),
-            account: Account::default(),
+            account: Account::new(setup.budget),
+            resting: Vec::new(),
             counters: setup.counters,
             global_live: setup.global_live,
             started: now,
@@ -129,6 +144,9 @@ impl<E: Engine> Worker<E> {
             remote: setup.remote,
             stopping: false,
             aio,
+            blocking: setup.blocking,
+            done: VecDeque::new(),
+            resolving: 0,
         };
         Ok(Self {
             engine,
@@ -139,6 +157,8 @@ impl<E: Engine> Worker<E> {
             share: setup.share,
             tick: setup.tick,
             drain: None,
+            races: BTreeMap::new(),
+            next_race: 0,
             until_idle: setup.until_idle,
             task_service,
             current: None,
@@ -152,7 +172,11 @@ impl<E: Engine> Worker<E> {
     /// Only what ends the worker: the engine cannot go on.
     pub(crate) fn turn(&mut self, deadline: Option<Instant>) -> io::Result<()> {
         let _entered = self.context.aio.enter();
-        let busy = !self.context.dirty.is_empty() || !self.context.later.is_empty() || self.has_ready_tasks();
+        let context = &self.context;
+        let busy = !context.dirty.is_empty()
+            || !context.later.is_empty()
+            || !context.done.is_empty()
+            || self.has_ready_tasks();
         if busy || !self.mailbox.prepare_sleep() {
             self.engine.wait(Some(self.context.now))?;
         } else {
@@ -185,7 +209,7 @@ impl<E: Engine> Worker<E> {
     /// Whether nothing is left to do, ever.
     pub(crate) fn is_finished(&self) -> bool {
         let ending = self.drain.is_some() || self.until_idle;
-        let ended = self.context.live == 0 && self.listeners.is_empty();
+        let ended = self.context.live == 0 && self.listeners.is_empty() && self.context.resolving == 0;
         let idle = self.drain.is_some() || !self.context.aio.has_tasks();
         ending && ended && idle || self.drain.as_ref().is_some_and(|drain| drain.is_hopeless(self.context.now))
     }
@@ -200,6 +224,12 @@ impl<E: Engine> Worker<E> {
         {
             *letters -= 1;
             self.letter(letter);
+        }
+        for _ in 0..self.context.done.len() {
+            let Some((to, message)) = self.context.done.pop_front() else { break };
+            if to.worker() == self.context.number() {
+                self.call(to.conn, Happening::Message(message));
+            }
         }
         while let Some(timer) = self.context.timers.next_expired() {
             self.timer(timer);
@@ -250,9 +280,16 @@ impl<E: Engine> Worker<E> {
         if session.phase != Phase::Open {
             return; // Closing: what still comes is discarded, as the graceful close promises.
         }
-        session.active_at = clock;
-        let (service, state) = (session.service as usize, session.state);
+        session.received_at = clock;
+        let (service, state, metered) = (session.service as usize, session.state, session.metered);
+        let received = buf.len() as u64;
         let buf = if session.keeps { context.join_kept(conn, buf) } else { buf };
+        if metered {
+            context.count_bytes(conn, received);
+        }
+        if context.account.is_over() {
+            context.rest(conn);
+        }
         self.current = Some(conn);
         self.services[service].data(Call { context, facts: &self.engine, conn, state }, buf);
         self.current = None;
@@ -267,25 +304,31 @@ impl<E: Engine> Worker<E> {
         let Some(session) = context.find(conn) else { return };
         session.handed += bytes as u64;
         session.sending = !idle;
-        session.active_at = clock;
+        session.sent_at = clock;
+        context.account.release(bytes as u64);
         self.settle(conn);
     }
 
     fn connected(&mut self, conn: ConnId) {
-        let Some(session) = self.context.find(conn) else { return };
+        let Some(session) = self.context.find(conn).filter(|session| session.phase == Phase::Connecting) else {
+            return;
+        };
         session.phase = Phase::Open;
+        if let Some(race) = session.rare.as_ref().and_then(|rare| rare.race) {
+            self.win(race, conn);
+        }
         self.context.totals.connected += 1;
         self.opened(conn);
     }
 
-    /// The first callback of a session, and its idle timer.
+    /// The first callback of a session, and its deadlines.
     fn opened(&mut self, conn: ConnId) {
-        let Some(session) = self.context.find(conn) else { return };
+        let context = &mut self.context;
+        let Some(session) = context.sessions.get_mut(conn.slot()).and_then(Option::as_mut) else { return };
         session.opened = true;
-        let service = session.service as usize;
-        if let Some(timeout) = self.context.options[service].idle_timeout {
-            self.context.set_session_timer(conn, self.context.now + timeout, Timer::Idle(conn));
-        }
+        session.begin(&context.options[session.service as usize], context.clock);
+        context.cancel_session_timer(conn);
+        self.deadline(conn);
         self.call(conn, Happening::Open);
     }
 
@@ -344,16 +387,17 @@ impl<E: Engine> Worker<E> {
             }
             Letter::Wake => {} // It has ended the sleep; the tasks have their turn after the letters.
             Letter::Start(start) => start(),
-            Letter::Adopt(socket, service) => {
+            Letter::Resolved(resolved) => self.resolved(*resolved),
+            Letter::Adopt(socket, service, permit) => {
                 self.context.totals.taken_over += 1;
-                self.adopt(socket, service);
+                self.adopt(socket, service, permit);
             }
         }
     }
 
     fn timer(&mut self, timer: Timer) {
         match timer {
-            Timer::Idle(conn) => self.idle(conn),
+            Timer::Deadline(conn) => self.deadline(conn),
             Timer::Linger(conn) => self.lingered(conn),
             Timer::User(id) => {
                 if let Some(due) = self.context.timers.due(id, self.context.now) {
@@ -367,29 +411,30 @@ impl<E: Engine> Worker<E> {
             }
             Timer::Tick => self.run_tick(),
             Timer::Drain => self.drain_step(),
+            Timer::Rate(conn) => {
+                if let Some(session) = self.context.find(conn) {
+                    session.pauses.remove(Pauses::RATE);
+                    self.settle(conn);
+                }
+            }
+            Timer::Race(number) => self.next_attempt(number),
+            Timer::Memory => self.look_at_memory(),
         }
     }
 
-    /// The idle time since the timer was set may have been interrupted: refreshing costs a store, not a timer.
-    fn idle(&mut self, conn: ConnId) {
-        let (clock, now) = (self.context.clock, self.context.now);
-        let Some(session) = self.context.find(conn) else { return };
-        session.timer = None;
-        if session.phase != Phase::Open {
+    /// Lets those that rest for want of memory read again, if there is some; otherwise looks again soon, since it may be
+    /// other workers that free it.
+    fn look_at_memory(&mut self) {
+        if self.context.account.is_still_over() {
+            self.context.timers.insert(self.context.now + MEMORY_PAUSE, Timer::Memory);
             return;
         }
-        let (service, quiet) = (session.service as usize, clock.wrapping_sub(session.active_at));
-        let Some(timeout) = self.context.options[service].idle_timeout else { return };
-        let quiet = Duration::from_millis(quiet.into());
-        if quiet < timeout {
-            self.context.set_session_timer(conn, now + (timeout - quiet), Timer::Idle(conn));
-            return;
+        for conn in std::mem::take(&mut self.context.resting) {
+            if let Some(session) = self.context.find(conn) {
+                session.pauses.remove(Pauses::MEMORY);
+                self.settle(conn);
+            }
         }
-        if let Some(session) = self.context.find(conn) {
-            let how = if session.queued() == 0 { Ending::Plain } else { Ending::Abort };
-            session.end(how, CloseReason::Idle);
-        }
-        self.settle(conn);
     }
 
     fn run_tick(&mut self) {
@@ -408,6 +453,11 @@ impl<E: Engine> Worker<E> {
         totals.calls = engine.calls;
         totals.starved = engine.starved;
         totals.copies = self.context.pool.copies();
+        if totals.copies > 0 {
+            self.context.account.set_copies(self.context.pool.copied_out_bytes());
+        }
+        let totals = &mut self.context.totals;
+        totals.charged_bytes = self.context.account.used();
         self.context.publish();
     }
 

@@ -7,9 +7,9 @@ use ringport_engine::{ConnId, Engine, Socket, Want};
 
 use super::context::{Context, Facts};
 use super::timers::Timer;
-use super::{Listening, Ordering, Worker};
+use super::{Listening, Worker};
 use crate::aio::{ListenerCell, Request, Runtime, StreamCell};
-use crate::session::{ConnectionOptions, Phase, Session};
+use crate::session::{ConnectionOptions, Phase};
 
 impl Context {
     /// The tasks of this worker.
@@ -90,9 +90,8 @@ impl<E: Engine> Worker<E> {
             Request::Connect { stream, .. } if self.drain.is_some() => stream.failed(&shutting_down()),
             Request::Connect { stream, to, options } => match self.engine.connect(&to, &options) {
                 Ok(conn) => {
-                    self.context.global_live.fetch_add(1, Ordering::Relaxed);
-                    let service = self.task_service;
-                    self.context.insert(Session::new(conn, service, 0, Phase::Connecting, self.context.clock));
+                    self.insert_connecting(conn, self.task_service);
+                    self.deadline(conn);
                     runtime.attach(conn, stream);
                 }
                 Err(error) => stream.failed(&error),

@@ -339,7 +339,8 @@ fn a_large_send_goes_through_a_small_limit(stage: &Stage) {
     let ended = done.clone();
     for policy in [ringport::OverLimit::Disconnect, ringport::OverLimit::Refuse, ringport::OverLimit::Wait] {
         let options = ringport::ConnectionOptions::default().send_limit(5_000, policy).marks(1_000, 2_000);
-        let server = Server::new().listen_async_with(
+        // The process has less than what is sent, too.
+        let server = Server::new().memory_limit(100_000).listen_async_with(
             listen_on(stage),
             ringport::ListenOptions::default(),
             options,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ringport::aio::remote::{Hub, RemoteStream};
-use ringport::{EngineKind, Server, blocking};
+use ringport::{EngineKind, Server, sync};
 
 use crate::aio::echo;
 use crate::stage::{Stage, pattern};
@@ -118,7 +118,7 @@ fn a_slow_reader_elsewhere_makes_the_peer_wait() {
 
 #[test]
 fn blocking_streams_read_and_write() {
-    let listener = blocking::Listener::bind("127.0.0.1:0").expect("it listens");
+    let listener = sync::Listener::bind("127.0.0.1:0").expect("it listens");
     let to = listener.address().clone();
     let serving = std::thread::spawn(move || {
         let mut stream = listener.accept().expect("there is one");
@@ -127,7 +127,7 @@ fn blocking_streams_read_and_write() {
         stream.write_all(&all).expect("it takes data");
         stream.flush().expect("it leaves");
     });
-    let mut stream = blocking::Stream::connect(to).expect("it accepts");
+    let mut stream = sync::Stream::connect(to).expect("it accepts");
     stream.set_read_timeout(Some(Duration::from_millis(30)));
     assert_eq!(stream.read(&mut [0]).unwrap_err().kind(), ErrorKind::TimedOut);
     stream.set_read_timeout(None);
@@ -138,5 +138,5 @@ fn blocking_streams_read_and_write() {
     stream.read_to_end(&mut back).expect("it answers");
     assert!(back == data, "{} of {} bytes", back.len(), data.len());
     serving.join().expect("it ends well");
-    assert_eq!(blocking::Stream::connect("nonsense").unwrap_err().kind(), ErrorKind::InvalidInput);
+    assert_eq!(sync::Stream::connect("nonsense").unwrap_err().kind(), ErrorKind::InvalidInput);
 }

@@ -1,11 +1,12 @@
 //! The stage: a server and a client with handlers of the test's, on a real engine or in a simulation.
 
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use ringport::{
-    Address, Buf, Client, CloseReason, Connection, EngineConfig, EngineKind, Faults, Handler, ListenOptions, Selection,
-    Server, Simulation, SocketOptions,
+    Address, Buf, Client, CloseReason, CloseReport, Connection, EngineConfig, EngineKind, Faults, Handler,
+    ListenOptions, Selection, Server, Simulation, SocketOptions,
 };
 
 /// Real time after which a test has failed.
@@ -169,6 +170,19 @@ impl Log {
         seen.closed.len() == count
     }
 
+    pub(crate) fn note_close(&self, report: &CloseReport) {
+        self.see().closed.push(Closed {
+            reason: report.reason,
+            accepted: report.accepted,
+            handed: report.handed_to_kernel,
+            unacked: report.unacked,
+            received: report.received,
+            failed: report.error.is_some(),
+            dropped_messages: report.dropped_messages,
+            dropped_bytes: report.dropped_bytes,
+        });
+    }
+
     pub(crate) fn reasons(&self) -> Vec<CloseReason> {
         self.see().closed.iter().map(|closed| closed.reason).collect()
     }
@@ -191,6 +205,7 @@ pub(crate) enum What<'a> {
     Full,
     Writable,
     Flushed(u64),
+    Heartbeat,
     Timer(u64),
     Message(ringport::Message),
     Close,
@@ -303,24 +318,20 @@ impl Handler for Player {
         (self.act)(conn, What::Timer(token));
     }
 
+    fn heartbeat(&mut self, conn: &mut Connection<'_, PlayerState>) {
+        self.check(conn.state.open && !conn.state.closed, "heartbeat outside of open and close");
+        (self.act)(conn, What::Heartbeat);
+    }
+
     fn message(&mut self, conn: &mut Connection<'_, PlayerState>, message: ringport::Message) {
         self.check(conn.state.open && !conn.state.closed, "message outside of open and close");
         (self.act)(conn, What::Message(message));
     }
 
-    fn close(&mut self, conn: &mut Connection<'_, PlayerState>, report: &ringport::CloseReport) {
+    fn close(&mut self, conn: &mut Connection<'_, PlayerState>, report: &CloseReport) {
         self.check(conn.state.open && !conn.state.closed, "closed twice or never opened");
         conn.state.closed = true;
-        self.log.see().closed.push(Closed {
-            reason: report.reason,
-            accepted: report.accepted,
-            handed: report.handed_to_kernel,
-            unacked: report.unacked,
-            received: report.received,
-            failed: report.error.is_some(),
-            dropped_messages: report.dropped_messages,
-            dropped_bytes: report.dropped_bytes,
-        });
+        self.log.note_close(report);
         (self.act)(conn, What::Close);
     }
 
@@ -329,6 +340,30 @@ impl Handler for Player {
         seen.connect_failed += 1;
         seen.notes.push(error.to_string());
     }
+}
+
+/// Runs a test on each real engine that works here.
+pub(crate) fn each_engine(test: impl Fn(EngineKind)) {
+    for kind in [EngineKind::Uring, EngineKind::Epoll, EngineKind::Kqueue] {
+        if Stage::real(kind).is_some() {
+            test(kind);
+        }
+    }
+}
+
+/// A listener whose queue is full, with what fills it: whoever connects waits in vain.
+pub(crate) fn full_backlog() -> (impl Sized, SocketAddr) {
+    let mut options = ListenOptions::default();
+    options.backlog = 1;
+    let any = ringport_engine::socket::ip(SocketAddr::from(([127, 0, 0, 1], 0)));
+    let listener = ringport_engine::Socket::listen(&any, &options, None).expect("listens");
+    let to = listener.local_addr().expect("is bound").as_socket().expect("an IP address");
+    let mut waiting = Vec::new();
+    while let Ok(stream) = std::net::TcpStream::connect_timeout(&to, Duration::from_millis(200)) {
+        waiting.push(stream);
+        assert!(waiting.len() < 100, "the queue of one is never full");
+    }
+    ((listener, waiting), to)
 }
 
 /// Options of the connections of a listener whose kernel buffers are small, so that a reader that stalls is soon noticed.

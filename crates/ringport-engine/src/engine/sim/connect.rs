@@ -6,12 +6,12 @@ use super::network::Held;
 use super::{Conn, ConnState, SimEngine};
 use crate::engine::contract::Event;
 use crate::id::ConnId;
-use crate::socket::{SockAddr, Socket};
+use crate::socket::{SockAddr, Socket, SocketOptions};
 
 impl SimEngine {
-    pub(super) fn begin_connecting(&mut self, to: &SockAddr) -> ConnId {
+    pub(super) fn begin_connecting(&mut self, to: &SockAddr, options: &SocketOptions) -> ConnId {
         let mut state = self.network.lock();
-        let socket = state.open(to);
+        let socket = state.open(to, options.bind);
         let id = self.conns.insert(Conn::new(socket, ConnState::Connecting));
         state.set_owner(socket, self.number, id);
         id

@@ -149,8 +149,8 @@ impl Engine for SimEngine {
         self.take_in(socket)
     }
 
-    fn connect(&mut self, to: &SockAddr, _: &SocketOptions) -> io::Result<ConnId> {
-        Ok(self.begin_connecting(to))
+    fn connect(&mut self, to: &SockAddr, options: &SocketOptions) -> io::Result<ConnId> {
+        Ok(self.begin_connecting(to, options))
     }
 
     fn receive(&mut self, conn: ConnId, want: Want) {

@@ -73,12 +73,16 @@ impl State {
         ids.into_iter().find(|id| self.listeners.get(*id).is_some_and(|listener| listener.local == *address))
     }
 
-    /// A socket that begins to connect to `to`.
-    pub(super) fn open(&mut self, to: &SockAddr) -> Id {
+    /// A socket that begins to connect to `to`, from `bind` if that is given.
+    pub(super) fn open(&mut self, to: &SockAddr, bind: Option<SocketAddr>) -> Id {
         self.ports = self.ports.checked_add(1).unwrap_or(FIRST_PORT);
-        let local = match to.as_socket() {
-            Some(ip) => SockAddr::from(SocketAddr::new(ip.ip(), self.ports)),
-            None => to.clone(),
+        let local = match (to.as_socket(), bind) {
+            (Some(_), Some(local)) if local.port() != 0 => SockAddr::from(local),
+            (Some(ip), local) => {
+                let ip = local.map_or(ip.ip(), |local| local.ip());
+                SockAddr::from(SocketAddr::new(ip, self.ports))
+            }
+            (None, _) => to.clone(),
         };
         let client = self.socket(local, to.clone());
         self.schedule(Action::Syn { client, tries: 0 });
