@@ -71,6 +71,9 @@ pub(crate) struct Serve {
     pub(crate) listen: Vec<Address>,
     #[command(flatten)]
     pub(crate) engine: Engine,
+    /// How it is written: as handlers that are called, or as a task for each connection
+    #[arg(long, value_enum, default_value_t = Api::Handler)]
+    pub(crate) api: Api,
     /// Threads that serve, each with connections of its own
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = RangedU64ValueParser::<usize>::new().range(1..=WORKERS_MAX))]
     pub(crate) workers: usize,
@@ -134,6 +137,14 @@ pub(crate) enum ServiceName {
     Discard,
     /// Send the bytes 0 to 255 over and over
     Generate,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Api {
+    /// Handlers (event-driven)
+    Handler,
+    /// Tasks (async/await); a send beyond the limit waits
+    Async,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

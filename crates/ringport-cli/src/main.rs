@@ -7,6 +7,7 @@ mod connect;
 mod engines;
 mod serve;
 mod services;
+mod tasks;
 mod units;
 
 use std::fmt::Display;

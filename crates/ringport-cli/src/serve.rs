@@ -3,11 +3,14 @@
 use std::io::Write;
 use std::process::ExitCode;
 
-use ringport::{ConnectionOptions, Error, ListenOptions, OverLimit, Rate, Running, Server, ServerHandle, Spread};
+use ringport::{
+    Address, ConnectionOptions, Error, ListenOptions, OverLimit, Rate, Running, Server, ServerHandle, Spread, Stream,
+};
 
 use crate::Failure;
-use crate::args::{OverLimitName, Serve, ServiceName, SpreadName};
+use crate::args::{Api, OverLimitName, Serve, ServiceName, SpreadName};
 use crate::services::{Discard, Echo, Generate};
+use crate::tasks;
 
 /// Above this many waiting bytes a connection is full, unless the send limit is small.
 const HIGH_MARK: u64 = 256 << 10;
@@ -60,14 +63,42 @@ fn server(options: Serve) -> Server {
     let refused_above = (over_limit == OverLimit::Refuse).then_some(limit);
     options.listen.into_iter().fold(server, |server, address| {
         let (sockets, connections) = (ListenOptions::default(), connections.clone());
-        match options.service {
-            ServiceName::Echo => server.listen_with(address, sockets, connections, move || Echo { refused_above }),
-            ServiceName::Discard => server.listen_with(address, sockets, connections, || Discard),
-            ServiceName::Generate => {
+        match (options.service, options.api) {
+            (ServiceName::Echo, Api::Handler) => {
+                server.listen_with(address, sockets, connections, move || Echo { refused_above })
+            }
+            (ServiceName::Discard, Api::Handler) => server.listen_with(address, sockets, connections, || Discard),
+            (ServiceName::Generate, Api::Handler) => {
                 server.listen_with(address, sockets, connections, move || Generate::new(limit, high_mark))
             }
+            // A stream's inbox is bounded by itself.
+            (service, Api::Async) => listen_async(
+                server,
+                address,
+                connections.rest_when_full(false),
+                service,
+                Generate::new(limit, high_mark),
+            ),
         }
     })
+}
+
+fn listen_async(
+    server: Server,
+    address: Address,
+    connections: ConnectionOptions,
+    service: ServiceName,
+    like: Generate,
+) -> Server {
+    let sockets = ListenOptions::default();
+    match service {
+        ServiceName::Echo => server.listen_async_with(address, sockets, connections, tasks::echo),
+        ServiceName::Discard => server.listen_async_with(address, sockets, connections, tasks::discard),
+        ServiceName::Generate => {
+            let generate = async move |stream: Stream| tasks::generate(stream, &like).await;
+            server.listen_async_with(address, sockets, connections, generate)
+        }
+    }
 }
 
 /// So many a second, and as many at once; none if that is 0.

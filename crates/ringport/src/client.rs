@@ -1,10 +1,12 @@
 //! [`Client`]: connections to somewhere, run by the same handlers and workers as a server's.
 
+use std::io;
 use std::time::Duration;
 
 use ringport_engine::{EngineConfig, EngineKind, PoolConfig, SocketOptions};
 
 use crate::address::IntoAddress;
+use crate::aio;
 use crate::common::common_options;
 use crate::error::{Error, Result};
 use crate::handler::Handler;
@@ -66,6 +68,20 @@ impl Client {
                 self.error.get_or_insert(error);
             }
         }
+        self
+    }
+
+    /// Runs a task on each worker, which may [`connect`](crate::aio::connect). The client ends when its tasks have ended
+    /// and their connections, too.
+    pub fn task<F>(mut self, task: F) -> Self
+    where
+        F: AsyncFn() -> io::Result<()> + Clone + Send + Sync + 'static,
+    {
+        self.plan.services.push(ServiceSpec {
+            factory: aio::running(task),
+            options: ConnectionOptions::default(),
+            role: Role::Task,
+        });
         self
     }
 

@@ -25,6 +25,7 @@
 #![forbid(unsafe_code)]
 
 mod address;
+pub mod aio;
 mod blocking;
 mod client;
 mod common;
@@ -35,9 +36,11 @@ mod remote;
 mod server;
 mod session;
 mod simulation;
+pub mod sync;
 mod worker;
 
 pub use address::{Address, Destination, IntoAddress};
+pub use aio::{Stream, block_on, serve};
 pub use blocking::{JobPanicked, QueueFull};
 pub use bytes::Bytes;
 pub use client::Client;

@@ -1,7 +1,10 @@
 //! What a server and a client have in common: how workers are made, run and stopped.
 
+use std::cell::RefCell;
+use std::future::Future;
 use std::io;
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::sync::mpsc;
@@ -14,6 +17,7 @@ use ringport_engine::{
 };
 
 use crate::address::{Address, Destination};
+use crate::aio::{self, JoinError};
 use crate::blocking::Blocking;
 use crate::error::{Error, Result};
 use crate::remote::Remote;
@@ -46,7 +50,13 @@ pub(crate) struct ServiceSpec {
 #[derive(Clone)]
 pub(crate) enum Role {
     Listen(Address, ListenOptions),
-    Connect { to: Destination, connections: usize, options: SocketOptions },
+    Connect {
+        to: Destination,
+        connections: usize,
+        options: SocketOptions,
+    },
+    /// A task on each worker.
+    Task,
 }
 
 /// Everything needed to start.
@@ -136,6 +146,7 @@ impl Plan {
                     Role::Listen(..) => {
                         listen.extend(sockets[service].pop().map(|socket| (socket, service as u32, single[service])));
                     }
+                    Role::Task => {}
                     Role::Connect { to, connections, options } => {
                         let share = connections / self.workers + usize::from(number < connections % self.workers);
                         connect.push((to.clone(), share, options.clone(), service as u32));
@@ -178,7 +189,7 @@ impl Plan {
     fn bind(&self) -> Result<Vec<Bound>> {
         let bind = |spec: &ServiceSpec| match &spec.role {
             Role::Listen(address, options) => self.bind_one(address, options),
-            Role::Connect { .. } => Ok(Bound { sockets: Vec::new(), address: None, file: None }),
+            Role::Connect { .. } | Role::Task => Ok(Bound { sockets: Vec::new(), address: None, file: None }),
         };
         self.services.iter().map(bind).collect()
     }
@@ -459,6 +470,15 @@ impl Setup {
         with_engine(kind, Run { setup: self, opened })?
     }
 
+    /// Opens the engine on this thread and runs `main`, and all else, until `main` has ended.
+    pub(crate) fn run_main<T: 'static>(
+        self,
+        main: impl Future<Output = T> + 'static,
+    ) -> io::Result<Result<T, JoinError>> {
+        let kind = self.kind;
+        with_engine(kind, RunMain { setup: self, main })?
+    }
+
     /// Opens a worker without running it.
     pub(crate) fn open<E: Engine>(self) -> io::Result<Worker<E>> {
         if let Some(core) = self.pin {
@@ -471,7 +491,34 @@ impl Setup {
         for (to, connections, options, service) in self.connect {
             worker.connect_to(to, connections, options, service);
         }
+        worker.start();
         Ok(worker)
+    }
+}
+
+/// Time for connections to end when the main task has.
+const MAIN_ENDED: Duration = Duration::from_secs(5);
+
+struct RunMain<F> {
+    setup: Setup,
+    main: F,
+}
+
+impl<T: 'static, F: Future<Output = T> + 'static> UseEngine for RunMain<F> {
+    type Output = io::Result<Result<T, JoinError>>;
+
+    fn run<E: Engine>(self) -> Self::Output {
+        let mut worker = self.setup.open::<E>()?;
+        let result = Rc::new(RefCell::new(None));
+        let (place, remote) = (Rc::clone(&result), worker.context().remote());
+        aio::start_main(worker.context().aio(), self.main, move |ended| {
+            *place.borrow_mut() = Some(ended);
+            remote.shut_down(MAIN_ENDED);
+        });
+        worker.run()?;
+        drop(worker);
+        let ended = result.borrow_mut().take();
+        Ok(ended.unwrap_or(Err(JoinError::CANCELLED)))
     }
 }
 

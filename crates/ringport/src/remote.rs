@@ -34,6 +34,10 @@ pub(crate) enum Letter {
     Message(ConnId, Message),
     Close(ConnId),
     Abort(ConnId),
+    /// A task was woken; which one is in a list of its own.
+    Wake,
+    /// Starts something on the worker's thread.
+    Start(Box<dyn FnOnce() + Send>),
     /// A connection that another worker accepted, for the service with this number.
     Adopt(Socket, u32, Option<Permit>),
     /// A host name was looked up.
@@ -100,6 +104,12 @@ impl Remote {
     /// When the mailbox is full or the worker has ended.
     pub fn abort(&self, id: ConnectionId) -> Result<(), RemoteError<()>> {
         self.post(id, Letter::Abort(id.conn)).map_err(|_| RemoteError(()))
+    }
+
+    /// Has `start` called on the thread of a worker.
+    pub(crate) fn start(&self, worker: usize, start: Box<dyn FnOnce() + Send>) -> Result<(), RemoteError<()>> {
+        let mailbox = self.mailboxes.get(worker).ok_or(RemoteError(()))?;
+        mailbox.push(Letter::Start(start)).map_err(|_| RemoteError(()))
     }
 
     /// Tells every worker to finish. Not by a letter: a shutdown must not depend on room in a mailbox.

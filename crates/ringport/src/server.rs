@@ -1,10 +1,13 @@
 //! [`Server`]: listeners with their handlers, and the workers that run them.
 
+use std::future::Future;
+use std::io;
 use std::time::Duration;
 
 use ringport_engine::{EngineConfig, EngineKind, ListenOptions, PoolConfig};
 
 use crate::address::IntoAddress;
+use crate::aio::{self, Stream};
 use crate::common::common_options;
 use crate::error::{Error, Result};
 use crate::handler::Handler;
@@ -84,6 +87,68 @@ impl Server {
         self
     }
 
+    /// Listens on `address` with a task for each connection: `serve` gets its [`Stream`]. May be called several times.
+    ///
+    /// ```no_run
+    /// use ringport::{Server, Stream};
+    ///
+    /// Server::new()
+    ///     .workers(2)
+    ///     .listen_async("127.0.0.1:6628", async |mut stream: Stream| {
+    ///         while let Some(data) = stream.recv().await? {
+    ///             stream.send(data).await?;
+    ///         }
+    ///         Ok(())
+    ///     })
+    ///     .run()
+    /// # ?; Ok::<(), ringport::Error>(())
+    /// ```
+    pub fn listen_async<F>(self, address: impl IntoAddress, serve: F) -> Self
+    where
+        F: AsyncFn(Stream) -> io::Result<()> + Clone + Send + Sync + 'static,
+    {
+        let options = ConnectionOptions::default().rest_when_full(false);
+        self.listen_async_with(address, ListenOptions::default(), options, serve)
+    }
+
+    /// As [`Self::listen_async`], with options of the socket and of its connections. A stream's inbox is bounded by itself,
+    /// so that `rest_when_full` is of no use here, and the send limit is never exceeded: a send waits above the high mark.
+    pub fn listen_async_with<F>(
+        mut self,
+        address: impl IntoAddress,
+        socket: ListenOptions,
+        options: ConnectionOptions,
+        serve: F,
+    ) -> Self
+    where
+        F: AsyncFn(Stream) -> io::Result<()> + Clone + Send + Sync + 'static,
+    {
+        match address.into_address() {
+            Ok(address) => self.plan.services.push(ServiceSpec {
+                factory: aio::serving(serve),
+                options,
+                role: Role::Listen(address, socket),
+            }),
+            Err(error) => {
+                self.error.get_or_insert(error);
+            }
+        }
+        self
+    }
+
+    /// Runs a task on each worker, from its start. It ends with the worker, if not before.
+    pub fn task<F>(mut self, task: F) -> Self
+    where
+        F: AsyncFn() -> io::Result<()> + Clone + Send + Sync + 'static,
+    {
+        self.plan.services.push(ServiceSpec {
+            factory: aio::running(task),
+            options: ConnectionOptions::default(),
+            role: Role::Task,
+        });
+        self
+    }
+
     common_options!();
 
     /// Sets how connections are spread over workers.
@@ -148,6 +213,32 @@ impl Server {
     /// As [`Server::run`], and what `ready` returns; the server ends then.
     pub fn run_with(self, ready: impl FnOnce(&Running) -> Result<()>) -> Result<()> {
         self.into_plan()?.prepare()?.run(ready)
+    }
+
+    /// Runs everything with `future` as a task of the first worker, on the calling thread. When it ends, so does the
+    /// server: other tasks are dropped, and connections have 5 seconds to be closed in order.
+    ///
+    /// # Errors
+    ///
+    /// As [`Server::start`], and if an engine fails.
+    ///
+    /// # Panics
+    ///
+    /// If `future` does, or if the server was shut down before it ended.
+    pub fn block_on<T: 'static>(mut self, future: impl Future<Output = T> + 'static) -> Result<T> {
+        self.error.take().map_or(Ok(()), Err)?;
+        let mut prepared = self.plan.prepare()?;
+        let own = prepared.setups.remove(0);
+        let others = prepared.start()?;
+        let ended = own.run_main(future).map_err(|source| Error::System { what: "the engine failed", source })?;
+        others.join()?;
+        match ended {
+            Ok(result) => Ok(result),
+            Err(error) => match error.into_panic() {
+                Some(payload) => std::panic::resume_unwind(payload),
+                None => panic!("the server was shut down before the task of `block_on` had ended"),
+            },
+        }
     }
 
     pub(crate) fn into_plan(self) -> Result<Plan> {

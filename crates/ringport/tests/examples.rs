@@ -39,25 +39,103 @@ impl Drop for Running {
     }
 }
 
-#[test]
-fn echo() {
-    let Some(example) = example("echo") else {
-        println!("skipped: the example was not built, and cannot be built from here");
-        return;
+/// Starts an example and returns where it says that it listens: the third word of its first line. `None` if there is no
+/// such program here.
+fn start(name: &str, arguments: &[&str]) -> Option<(Running, String)> {
+    let Some(example) = example(name) else {
+        println!("skipped: the example {name} was not built, and cannot be built from here");
+        return None;
     };
     let mut command = Command::new(example);
-    let child = command.arg("127.0.0.1:0").stdout(Stdio::piped()).spawn().expect("the example starts");
+    let child = command.args(arguments).stdout(Stdio::piped()).spawn().expect("the example starts");
     let mut running = Running(child);
     let mut line = String::new();
     let stdout = running.0.stdout.take().expect("its output is piped");
     BufReader::new(stdout).read_line(&mut line).expect("it says where it listens");
-    let address = line.split(' ').nth(2).expect("`echo on ADDRESS with ENGINE`");
-    let mut stream = TcpStream::connect(address).expect("it accepts");
+    let address = line.split_whitespace().nth(2).expect("`NAME on ADDRESS`").to_owned();
+    Some((running, address))
+}
+
+fn connect(address: &str) -> TcpStream {
+    let stream = TcpStream::connect(address).expect("it accepts");
     stream.set_read_timeout(Some(Duration::from_secs(10))).expect("a timeout can be set");
+    stream
+}
+
+#[test]
+fn echo() {
+    let Some((_running, address)) = start("echo", &["127.0.0.1:0"]) else { return };
+    let mut stream = connect(&address);
     for message in [&b"hello"[..], &[7; 100_000]] {
         stream.write_all(message).expect("it takes data");
         let mut back = vec![0; message.len()];
         stream.read_exact(&mut back).expect("the data comes back");
         assert!(back == message);
     }
+}
+
+#[test]
+fn chat() {
+    let Some((_running, address)) = start("chat", &["127.0.0.1:0"]) else { return };
+    let mut guests: Vec<BufReader<TcpStream>> = (0..3).map(|_| BufReader::new(connect(&address))).collect();
+    let line = |guest: &mut BufReader<TcpStream>| {
+        let mut line = String::new();
+        guest.read_line(&mut line).expect("a line comes");
+        line
+    };
+    for number in 0..3 {
+        guests[number].get_mut().write_all(format!("guest{number}\n").as_bytes()).expect("it takes data");
+        for earlier in &mut guests[..number] {
+            assert_eq!(line(earlier), format!("* guest{number} is here\n"));
+        }
+        // Those who come later learn of this one only by what it says, once it is surely there.
+        if number == 0 {
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+    // A line may come in pieces and with others.
+    guests[1].get_mut().write_all(b"hel").expect("it takes data");
+    guests[1].get_mut().write_all(b"lo\nagain\n").expect("it takes data");
+    for listener in [0, 2] {
+        assert_eq!(line(&mut guests[listener]), "guest1: hello\n");
+        assert_eq!(line(&mut guests[listener]), "guest1: again\n");
+    }
+    drop(guests.remove(1));
+    assert_eq!(line(&mut guests[0]), "* guest1 has left\n");
+}
+
+#[test]
+fn proxy() {
+    let Some((_echo, behind)) = start("echo", &["127.0.0.1:0"]) else { return };
+    let Some((_proxy, address)) = start("proxy", &["127.0.0.1:0", &behind]) else { return };
+    for size in [0, 5, 3_000_000] {
+        let stream = connect(&address);
+        let data: Vec<u8> = (0..size).map(|at: usize| (at.wrapping_mul(31) ^ (at >> 8)) as u8).collect();
+        let (mut writer, sent) = (stream.try_clone().expect("a second handle"), data.clone());
+        let sending = std::thread::spawn(move || {
+            writer.write_all(&sent).expect("it takes data");
+            writer.shutdown(std::net::Shutdown::Write).expect("a half-close");
+        });
+        let (mut back, mut reader) = (Vec::new(), stream);
+        reader.read_to_end(&mut back).expect("it comes back, then the end");
+        sending.join().expect("all was sent");
+        assert!(back == data, "{} of {size} bytes", back.len());
+    }
+    // A reader that rests makes the sender wait, and loses nothing.
+    let mut stream = connect(&address);
+    stream.set_nonblocking(true).expect("a call that does not wait");
+    let (piece, mut taken, mut full) = (vec![3; 64 * 1024], 0, 0);
+    while full < 20 {
+        match stream.write(&piece) {
+            Ok(count) => (taken, full) = (taken + count, 0),
+            Err(_) => {
+                full += 1;
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
+        assert!(taken < 200_000_000, "the proxy takes without end");
+    }
+    stream.set_nonblocking(false).expect("calls that wait");
+    let mut back = vec![0; taken];
+    stream.read_exact(&mut back).expect("all that was taken comes back");
 }

@@ -5,10 +5,15 @@ use std::net::TcpStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::program::{Server, check_echo, engines, pattern};
+use crate::program::{Server, both_apis, check_echo, engines, pattern};
 use crate::system::raise_descriptors;
 
-#[test]
+both_apis! {
+    a_thousand_connections_lose_nothing,
+    unread_input_does_not_destroy_what_was_echoed,
+    a_second_signal_ends_at_once,
+}
+
 fn a_thousand_connections_lose_nothing() {
     const CONNECTIONS: usize = 1000;
     const BYTES: usize = 10_000;
@@ -39,7 +44,6 @@ fn a_thousand_connections_lose_nothing() {
     }
 }
 
-#[test]
 fn unread_input_does_not_destroy_what_was_echoed() {
     for engine in engines() {
         let mut server = Server::start(&["echo", "--engine", engine, "--drain", "0"]);
@@ -76,7 +80,6 @@ fn unread_input_does_not_destroy_what_was_echoed() {
     }
 }
 
-#[test]
 fn a_second_signal_ends_at_once() {
     let mut server = Server::start(&["echo", "--drain", "60s"]);
     let mut stream = server.connect();

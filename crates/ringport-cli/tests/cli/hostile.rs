@@ -9,10 +9,14 @@ use std::time::{Duration, Instant};
 
 use socket2::SockRef;
 
-use crate::program::{Server, check_echo, engines, pattern, probe};
+use crate::program::{Server, both_apis, check_echo, engines, pattern, probe};
 use crate::system::resident_kib;
 
-#[test]
+both_apis! {
+    resets_at_any_moment,
+    a_peer_that_never_reads_costs_bounded_memory,
+}
+
 fn resets_at_any_moment() {
     for engine in engines() {
         let mut server = Server::start(&["echo", "--engine", engine]);
@@ -43,7 +47,6 @@ fn resets_at_any_moment() {
     }
 }
 
-#[test]
 fn a_peer_that_never_reads_costs_bounded_memory() {
     for engine in engines() {
         for service in ["echo", "generate"] {

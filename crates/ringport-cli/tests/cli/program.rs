@@ -1,5 +1,6 @@
 //! Running the binary, and what the tests need around it.
 
+use std::cell::Cell;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio};
@@ -152,6 +153,35 @@ pub(crate) fn run_with_input(args: &[&str], input: &[u8]) -> Output {
     Output { status, stdout, stderr: program.errors().into_bytes() }
 }
 
+thread_local! {
+    /// What the servers of this test are written with: see [`with_api`].
+    static API: Cell<&'static str> = const { Cell::new("handler") };
+}
+
+/// Runs a test with servers of this API.
+pub(crate) fn with_api(api: &'static str, test: fn()) {
+    API.set(api);
+    test();
+}
+
+/// Makes two tests of each function: one for each API that a server can be written with.
+macro_rules! both_apis {
+    ($($name:ident),* $(,)?) => {
+        $(mod $name {
+            #[test]
+            fn handler() {
+                crate::program::with_api("handler", super::$name);
+            }
+
+            #[test]
+            fn tasks() {
+                crate::program::with_api("async", super::$name);
+            }
+        })*
+    };
+}
+pub(crate) use both_apis;
+
 /// A server under test.
 pub(crate) struct Server {
     pub(crate) program: Program,
@@ -160,10 +190,11 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Runs `ringport serve` with `args` on a free port of 127.0.0.1, unless they say where to listen.
+    /// Runs `ringport serve` with `args` on a free port of 127.0.0.1, unless they say where to listen, with the API of the
+    /// test.
     pub(crate) fn start(args: &[&str]) -> Self {
         let mut command = ringport();
-        command.arg("serve").args(args);
+        command.arg("serve").args(args).args(["--api", API.get()]);
         let listeners = args.iter().filter(|arg| **arg == "--listen").count();
         if listeners == 0 {
             command.args(["--listen", "127.0.0.1:0"]);

@@ -5,9 +5,22 @@ use std::net::{Shutdown, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::program::{LIMIT, Server, address_of, check_echo, connect, engines, pattern};
+use crate::program::{LIMIT, Server, address_of, both_apis, check_echo, connect, engines, pattern};
 
-#[test]
+both_apis! {
+    echo_on_each_engine,
+    several_listeners,
+    a_port_in_use_is_refused,
+    generate_counts_and_discard_swallows,
+    what_is_over_the_limit_waits_and_loses_nothing,
+    half_close_with_data_pending_both_ways,
+    a_silent_connection_is_closed_at_the_idle_timeout,
+    the_limit_of_connections_holds,
+    refusals_are_told_by_their_reason_at_the_end,
+    a_rate_of_received_bytes_slows_and_loses_nothing,
+    the_least_loaded_worker_gets_the_connection,
+}
+
 fn echo_on_each_engine() {
     for engine in engines() {
         let mut server = Server::start(&["echo", "--engine", engine, "--workers", "2"]);
@@ -35,7 +48,6 @@ fn echo_on_each_engine() {
     }
 }
 
-#[test]
 fn several_listeners() {
     let mut server = Server::start(&["echo", "--listen", "127.0.0.1:0", "--listen", "[::1]:0", "--workers", "2"]);
     assert!(server.lines[0].starts_with("listening tcp 127.0.0.1:"), "{:?}", server.lines);
@@ -45,7 +57,6 @@ fn several_listeners() {
     assert_eq!(server.stop(), 0);
 }
 
-#[test]
 fn a_port_in_use_is_refused() {
     let server = Server::start(&["echo"]);
     let address = server.address().to_string();
@@ -56,7 +67,6 @@ fn a_port_in_use_is_refused() {
     check_echo(&mut server.connect(), b"the first goes on");
 }
 
-#[test]
 fn generate_counts_and_discard_swallows() {
     for engine in engines() {
         for limit in ["10MiB", "4k"] {
@@ -79,7 +89,6 @@ fn generate_counts_and_discard_swallows() {
     }
 }
 
-#[test]
 fn what_is_over_the_limit_waits_and_loses_nothing() {
     for engine in engines() {
         for (limit, policy) in
@@ -102,7 +111,6 @@ fn what_is_over_the_limit_waits_and_loses_nothing() {
     }
 }
 
-#[test]
 fn half_close_with_data_pending_both_ways() {
     for engine in engines() {
         let server = Server::start(&["echo", "--engine", engine]);
@@ -122,7 +130,6 @@ fn half_close_with_data_pending_both_ways() {
     }
 }
 
-#[test]
 fn a_silent_connection_is_closed_at_the_idle_timeout() {
     for engine in engines() {
         let server = Server::start(&["echo", "--engine", engine, "--idle-timeout", "300ms"]);
@@ -143,7 +150,6 @@ fn a_silent_connection_is_closed_at_the_idle_timeout() {
     }
 }
 
-#[test]
 fn the_limit_of_connections_holds() {
     for engine in engines() {
         let server = Server::start(&["echo", "--engine", engine, "--max-connections", "3"]);
@@ -177,7 +183,6 @@ fn answers(stream: &mut TcpStream) -> bool {
     stream.write_all(b"?").is_ok() && stream.read_exact(&mut [0; 1]).is_ok()
 }
 
-#[test]
 fn refusals_are_told_by_their_reason_at_the_end() {
     for engine in engines() {
         for (option, reason) in [("--max-per-address", "refused_by_address=1"), ("--accept-rate", "refused_by_rate=1")]
@@ -194,7 +199,6 @@ fn refusals_are_told_by_their_reason_at_the_end() {
     }
 }
 
-#[test]
 fn a_rate_of_received_bytes_slows_and_loses_nothing() {
     for engine in engines() {
         let mut server = Server::start(&["discard", "--engine", engine, "--receive-rate", "20M"]);
@@ -209,7 +213,6 @@ fn a_rate_of_received_bytes_slows_and_loses_nothing() {
     }
 }
 
-#[test]
 fn the_least_loaded_worker_gets_the_connection() {
     let server = Server::start(&["echo", "--workers", "2", "--spread", "least-loaded"]);
     let mut streams: Vec<TcpStream> = (0..20).map(|_| server.connect()).collect();

@@ -28,7 +28,7 @@ const FLUSHES_MAX: usize = 1024;
 impl Session {
     /// Whether sends are taken at all.
     #[inline]
-    fn is_sendable(&self) -> bool {
+    pub(crate) fn is_sendable(&self) -> bool {
         self.phase == Phase::Open && self.ending.is_none() && self.fin == Fin::No
     }
 
@@ -46,6 +46,21 @@ impl Session {
             return SendOutcome::Queued;
         }
         self.send_by_policy(data, options, account)
+    }
+
+    /// Queues a piece if the limits of the connection and of the process allow it; else hands it back, whatever the policy.
+    #[inline]
+    pub(crate) fn offer(
+        &mut self,
+        data: Chunk,
+        options: &ConnectionOptions,
+        account: &mut Account,
+    ) -> Result<(), Chunk> {
+        if self.fits(data.len(), options) && account.charge(data.len() as u64) {
+            self.queue(data, options);
+            return Ok(());
+        }
+        Err(data)
     }
 
     /// Queues a copy of `data`.

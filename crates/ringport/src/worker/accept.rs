@@ -1,5 +1,6 @@
 //! New connections: accepted here or elsewhere, or made by connecting.
 
+use std::rc::Rc;
 use std::sync::Arc;
 
 use ringport_engine::{ConnId, Engine, ListenerId, SockAddr, Socket, SocketOptions, Want};
@@ -7,6 +8,7 @@ use ringport_engine::{ConnId, Engine, ListenerId, SockAddr, Socket, SocketOption
 use super::counters::Counters;
 use super::gate::{Gate, Permit};
 use super::{Listening, Ordering, Worker};
+use crate::aio::ListenerCell;
 use crate::remote::{Letter, Remote};
 use crate::session::{Phase, Session};
 
@@ -27,7 +29,7 @@ impl<E: Engine> Worker<E> {
     pub(crate) fn listen(&mut self, socket: Socket, service: u32, hand_over: bool) -> std::io::Result<()> {
         let id = self.engine.listen(socket)?;
         self.engine.accept(id, Want::On);
-        self.listeners.push(Listening { id, service, hand_over });
+        self.listeners.push(Listening { id, service, hand_over, queue: None });
         Ok(())
     }
 
@@ -38,17 +40,21 @@ impl<E: Engine> Worker<E> {
                 self.insert_connecting(conn, service);
                 self.deadline(conn);
             }
-            Err(error) => self.services[service as usize].connect_failed(&mut self.context, &error),
+            Err(error) => self.services[service as usize].connect_failed(&mut self.context, None, &error),
         }
     }
 
     pub(super) fn accepted(&mut self, listener: ListenerId, socket: Socket) {
         let Some(listening) = self.listeners.iter().find(|listening| listening.id == listener) else { return };
-        let (service, hand_over) = (listening.service, listening.hand_over);
+        let (service, hand_over, queue) = (listening.service, listening.hand_over, listening.queue.clone());
         if self.drain.is_some() {
             return;
         }
         let Some(permit) = self.admit(&socket) else { return };
+        if let Some(queue) = queue {
+            self.accept_for(queue, listener, socket, permit);
+            return;
+        }
         let own = self.context.number();
         let target = if hand_over { self.least_loaded() } else { own };
         if target == own {
@@ -57,6 +63,28 @@ impl<E: Engine> Worker<E> {
             self.context.remote.mailboxes[target].push(Letter::Adopt(socket, service, permit))
         {
             self.adopt(socket, service, permit);
+        }
+    }
+
+    /// Opens a connection for the listener of a task, and pauses accepting when enough of them wait there.
+    fn accept_for(&mut self, queue: Rc<ListenerCell>, listener: ListenerId, socket: Socket, permit: Option<Permit>) {
+        if queue.is_gone() {
+            self.context.global_live.fetch_sub(1, Ordering::Relaxed);
+            return;
+        }
+        self.context.aio().set_accepting(Some(Rc::clone(&queue)));
+        self.adopt(socket, self.task_service, permit);
+        self.context.aio().set_accepting(None);
+        if queue.is_full() {
+            self.engine.accept(listener, Want::Paused);
+        }
+    }
+
+    pub(super) fn listener_closed(&mut self, listener: ListenerId) {
+        for listening in self.listeners.extract_if(.., |listening| listening.id == listener) {
+            if let Some(queue) = listening.queue {
+                queue.closed(std::io::Error::new(std::io::ErrorKind::ConnectionAborted, "the listener is closed"));
+            }
         }
     }
 

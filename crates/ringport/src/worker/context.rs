@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
@@ -13,6 +14,7 @@ use super::account::Account;
 use super::counters::{Counters, Totals};
 use super::service::Later;
 use super::timers::{Due, Timer, TimerId, Timers};
+use crate::aio::Runtime;
 use crate::blocking::{Blocking, JobPanicked, QueueFull};
 use crate::handler::Message;
 use crate::remote::{Letter, Remote};
@@ -75,6 +77,7 @@ pub struct Context {
     pub(super) clock: u32,
     pub(super) remote: Remote,
     pub(super) stopping: bool,
+    pub(super) aio: Rc<Runtime>,
     /// Threads for what blocks; `None` in a simulation, where everything happens on one.
     pub(super) blocking: Option<Arc<Blocking>>,
     /// Lookups of host names under way.
@@ -349,6 +352,7 @@ impl Context {
     #[inline]
     pub(super) fn set_now(&mut self, now: Instant) {
         self.now = now;
+        self.aio.set_now(now);
         self.clock = now.saturating_duration_since(self.started).as_millis() as u32;
     }
 

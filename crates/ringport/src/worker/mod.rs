@@ -5,7 +5,7 @@
 //! 1. wait for the engine, unless something is left to do (`turn`),
 //! 2. each event to its session's handler, and what the handler asked for to the engine right after (`event`, `settle`),
 //! 3. messages from other threads (`letters`),
-//! 4. timers (`timer`),
+//! 4. timers (`timer`), then tasks that are ready (`run_tasks`),
 //! 5. sessions that a callback of another session touched, then those that are to hear of their queue (`Later`).
 //!
 //! A panic in a callback is caught around the whole turn, so that it costs nothing a message; the session whose
@@ -21,12 +21,14 @@ mod mailbox;
 mod race;
 mod service;
 mod settle;
+mod tasks;
 mod timers;
 mod wheel;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -42,14 +44,14 @@ use race::Race;
 pub(crate) use race::Resolved;
 use ringport_engine::engine::{asked_to_end, ring_when_asked_to_end};
 use ringport_engine::{Buf, ConnId, Engine, EngineConfig, Event, ListenerId, Pool, PoolConfig};
-use service::{Call, Happening, Service};
-pub(crate) use service::{Factory, factory};
+pub(crate) use service::{Call, Factory, Happening, Service, factory};
 pub use timers::TimerId;
 use timers::{Timer, Timers};
 pub(crate) use wheel::TimerKey;
 
 pub(crate) use self::accept::Share;
 use self::drain::Drain;
+use crate::aio::{ListenerCell, Runtime, Streams};
 use crate::blocking::Blocking;
 use crate::remote::{Letter, Remote};
 use crate::session::{CloseReason, ConnectionOptions, Ending, Pauses, Phase};
@@ -71,6 +73,8 @@ pub(crate) struct Worker<E: Engine> {
     next_race: u32,
     /// Ends when its last connection has ended: a client.
     until_idle: bool,
+    /// The service of the connections that tasks open.
+    task_service: u32,
     /// Whose callback runs.
     current: Option<ConnId>,
 }
@@ -80,6 +84,8 @@ struct Listening {
     service: u32,
     /// Its connections are spread over the workers by this one.
     hand_over: bool,
+    /// The listener of a task that waits for its connections.
+    queue: Option<Rc<ListenerCell>>,
 }
 
 /// Messages taken out of the mailbox in one turn. The rest waits for the next, so that I/O goes on.
@@ -119,7 +125,12 @@ impl<E: Engine> Worker<E> {
         if let Some(period) = setup.tick {
             timers.insert(now + period, Timer::Tick);
         }
-        let (factories, options): (Vec<_>, Vec<_>) = setup.services.into_iter().unzip();
+        let (factories, mut options): (Vec<_>, Vec<_>) = setup.services.into_iter().unzip();
+        let mut services: Vec<_> = factories.iter().map(|factory| factory()).collect();
+        let task_service = services.len() as u32;
+        services.push(Streams::of_tasks());
+        options.push(ConnectionOptions::default().rest_when_full(false));
+        let aio = Runtime::new(setup.number, pool.clone(), config.network.clone(), &setup.remote, now);
         let context = Context {
             number: setup.number,
             sessions: Vec::new(),
@@ -139,6 +150,7 @@ impl<E: Engine> Worker<E> {
             clock: 0,
             remote: setup.remote,
             stopping: false,
+            aio,
             blocking: setup.blocking,
             done: VecDeque::new(),
             resolving: 0,
@@ -146,7 +158,7 @@ impl<E: Engine> Worker<E> {
         Ok(Self {
             engine,
             context,
-            services: factories.iter().map(|factory| factory()).collect(),
+            services,
             listeners: Vec::new(),
             mailbox,
             share: setup.share,
@@ -156,6 +168,7 @@ impl<E: Engine> Worker<E> {
             races: BTreeMap::new(),
             next_race: 0,
             until_idle: setup.until_idle,
+            task_service,
             current: None,
         })
     }
@@ -166,8 +179,12 @@ impl<E: Engine> Worker<E> {
     ///
     /// Only what ends the worker: the engine cannot go on.
     pub(crate) fn turn(&mut self, deadline: Option<Instant>) -> io::Result<()> {
+        let _entered = self.context.aio.enter();
         let context = &self.context;
-        let busy = !context.dirty.is_empty() || !context.later.is_empty() || !context.done.is_empty();
+        let busy = !context.dirty.is_empty()
+            || !context.later.is_empty()
+            || !context.done.is_empty()
+            || self.has_ready_tasks();
         if busy || !self.mailbox.prepare_sleep() {
             self.engine.wait(Some(self.context.now))?;
         } else {
@@ -201,7 +218,8 @@ impl<E: Engine> Worker<E> {
     pub(crate) fn is_finished(&self) -> bool {
         let ending = self.drain.is_some() || self.until_idle;
         let ended = self.context.live == 0 && self.listeners.is_empty() && self.context.resolving == 0;
-        ending && ended || self.drain.as_ref().is_some_and(|drain| drain.is_hopeless(self.context.now))
+        let idle = self.drain.is_some() || !self.context.aio.has_tasks();
+        ending && ended && idle || self.drain.as_ref().is_some_and(|drain| drain.is_hopeless(self.context.now))
     }
 
     /// Everything of a turn that may call a handler. After a panic it is called again and goes on.
@@ -224,6 +242,7 @@ impl<E: Engine> Worker<E> {
         while let Some(timer) = self.context.timers.next_expired() {
             self.timer(timer);
         }
+        self.run_tasks();
         while let Some(conn) = self.context.dirty.pop() {
             if let Some(session) = self.context.find(conn) {
                 session.dirty = false;
@@ -253,7 +272,7 @@ impl<E: Engine> Worker<E> {
                 self.context.totals.accepts_failed += 1;
                 tracing::warn!(%listener, %error, "accepting failed; trying again after a pause");
             }
-            Event::ListenerClosed { listener } => self.listeners.retain(|listening| listening.id != listener),
+            Event::ListenerClosed { listener } => self.listener_closed(listener),
             Event::Woken => self.woken(),
             _ => {}
         }
@@ -387,6 +406,8 @@ impl<E: Engine> Worker<E> {
             Letter::Abort(conn) => {
                 self.context.end(self.context.id_of(conn), Ending::Abort);
             }
+            Letter::Wake => {} // It has ended the sleep; the tasks have their turn after the letters.
+            Letter::Start(start) => start(),
             Letter::Resolved(resolved) => self.resolved(*resolved),
             Letter::Adopt(socket, service, permit) => {
                 self.context.totals.taken_over += 1;
@@ -403,6 +424,11 @@ impl<E: Engine> Worker<E> {
                 if let Some(due) = self.context.timers.due(id, self.context.now) {
                     self.call(due.conn, Happening::Timer(id, due.token));
                 }
+            }
+            Timer::Sleep(sleep) => {
+                let waiting = self.context.aio.slept(sleep);
+                self.context.aio.poll_now(waiting);
+                self.context.carry_out(&self.engine, None);
             }
             Timer::Tick => self.run_tick(),
             Timer::Drain => self.drain_step(),
@@ -456,6 +482,14 @@ impl<E: Engine> Worker<E> {
         self.context.publish();
     }
 
+    /// Starts the tasks that the services have for the beginning.
+    pub(crate) fn start(&mut self) {
+        let _entered = self.context.aio.enter();
+        for service in &mut self.services {
+            service.start(&mut self.context);
+        }
+    }
+
     pub(crate) fn context(&self) -> &Context {
         &self.context
     }
@@ -474,6 +508,7 @@ impl<E: Engine> Worker<E> {
 impl<E: Engine> Drop for Worker<E> {
     /// The connections that are left end with the engine; the limit must not count them for ever.
     fn drop(&mut self) {
+        self.context.aio.close();
         self.mailbox.close();
         self.context.global_live.fetch_sub(self.context.live, Ordering::Relaxed);
         self.context.live = 0;

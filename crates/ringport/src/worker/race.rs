@@ -98,7 +98,7 @@ impl<E: Engine> Worker<E> {
             match &addresses {
                 Ok(addresses) if addresses.len() == 1 => self.connect(&addresses[0], options, service),
                 Ok(addresses) => self.begin_race(addresses.iter().cloned().collect(), options, service),
-                Err(error) => self.services[service as usize].connect_failed(&mut self.context, error),
+                Err(error) => self.services[service as usize].connect_failed(&mut self.context, None, error),
             }
         }
     }
@@ -138,7 +138,7 @@ impl<E: Engine> Worker<E> {
             && let Some(race) = self.races.remove(&number)
         {
             let error = race.error.unwrap_or_else(|| io::ErrorKind::ConnectionAborted.into());
-            self.services[service as usize].connect_failed(&mut self.context, &error);
+            self.services[service as usize].connect_failed(&mut self.context, None, &error);
         }
     }
 

@@ -59,8 +59,10 @@ pub(crate) trait Service {
     fn data(&mut self, call: Call<'_>, buf: Buf);
     /// All others.
     fn on(&mut self, call: Call<'_>, what: Happening<'_>);
-    fn connect_failed(&mut self, context: &mut Context, error: &io::Error);
+    fn connect_failed(&mut self, context: &mut Context, conn: Option<ConnId>, error: &io::Error);
     fn tick(&mut self, context: &mut Context);
+    /// The worker starts.
+    fn start(&mut self, _: &mut Context) {}
 }
 
 /// A factory of services, one for each worker.
@@ -123,7 +125,7 @@ impl<H: Handler> Service for Typed<H> {
         }
     }
 
-    fn connect_failed(&mut self, context: &mut Context, error: &io::Error) {
+    fn connect_failed(&mut self, context: &mut Context, _: Option<ConnId>, error: &io::Error) {
         self.handler.connect_failed(context, error);
     }
 

@@ -78,6 +78,7 @@ impl<E: Engine> Worker<E> {
                 }
                 let linger = self.context.options[service].linger;
                 self.context.set_session_timer(conn, self.context.now + linger, Timer::Linger(conn));
+                self.context.aio().closing(conn);
                 self.flushed(conn);
             }
             (Phase::Flushing, _) => self.flushed(conn),
@@ -132,6 +133,7 @@ impl<E: Engine> Worker<E> {
         if let Some(session) = self.context.find(conn) {
             session.phase = Phase::Ended;
         }
+        self.context.aio().closing(conn);
         self.engine.close(conn, how);
     }
 
@@ -169,7 +171,7 @@ impl<E: Engine> Worker<E> {
             self.forget(conn);
             match race {
                 Some(race) => self.attempt_failed(race, conn, error),
-                None => self.services[service].connect_failed(&mut self.context, &error),
+                None => self.services[service].connect_failed(&mut self.context, Some(conn), &error),
             }
             return;
         }

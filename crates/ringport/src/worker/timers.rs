@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use ringport_engine::ConnId;
 
 use super::wheel::{TimerKey, Wheel};
+use crate::aio::SleepId;
 
 /// Handle of a timer. A stale one does nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -27,6 +28,8 @@ pub(super) enum Timer {
     Race(u32),
     /// A timer of the user.
     User(TimerId),
+    /// A sleep of a task.
+    Sleep(SleepId),
     /// The handlers' background tick.
     Tick,
     /// Look whether there is memory again.

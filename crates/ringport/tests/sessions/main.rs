@@ -2,10 +2,13 @@
 //!
 //! Each test is written once, against a [`Stage`](stage::Stage), and `stages!` runs it on all of them.
 
+mod aio;
 mod blocking;
 mod closing;
 mod connecting;
 mod deadlines;
+mod dropped;
+mod elsewhere;
 mod finish;
 mod flow;
 mod framing;

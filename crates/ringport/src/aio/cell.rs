@@ -1,0 +1,750 @@
+//! [`StreamCell`]: where a stream and its worker meet.
+//!
+//! The stream's methods read the inbox and leave what they want; the worker fills the inbox and carries out what was
+//! left, right after the poll. Neither ever waits for the other, and no future owns anything that the kernel works on.
+//!
+//! ```text
+//!   worker ── receive() ──► inbox ──► recv, read, read_exact
+//!   worker ◄─ hand_over() ─ outbox, finish, close, abort, pause ◄── send, shutdown, drop
+//! ```
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use ringport_engine::{Buf, Chunk, ConnId, ConnInfo, SendQueue};
+
+use super::inbox::Inbox;
+use super::runtime::{Interest, Runtime};
+use crate::session::{CloseReason, CloseReport, ConnectionOptions, Ending, Pauses, Phase, Session};
+use crate::worker::{Account, ConnectionId};
+
+/// Bytes in the inbox above which reading pauses. At half of them it goes on.
+pub(super) const INBOX_BYTES: usize = 64 * 1024;
+
+/// Most bytes of one exact read, all of which may lie in the inbox at once.
+const READ_EXACT_MAX: usize = 1 << 30;
+
+/// The token of the session's flush that tells when more of a large send fits.
+const MORE: u64 = u64::MAX;
+/// When to try again while the memory of the process is used up.
+const TRY_AGAIN: Duration = Duration::from_millis(10);
+/// The tokens of the session's timers, with [`MORE`].
+const READ: u64 = 1;
+const WRITE: u64 = 2;
+
+/// One stream.
+pub(crate) struct StreamCell {
+    pub(super) runtime: Rc<Runtime>,
+    pub(crate) conn: Cell<Option<ConnId>>,
+    pub(super) touched: Cell<bool>,
+    inner: RefCell<Inner>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Connecting,
+    Open,
+    /// The session closes in order, or soon will: nothing more is sent, and what arrives is discarded.
+    Closing,
+    Closed,
+}
+
+struct Inner {
+    inbox: Inbox,
+    /// Above this many bytes in the inbox reading pauses.
+    inbox_max: u32,
+    /// What `send` took and the session has not got yet.
+    /// Only between a poll and what follows it, or while it waits for the limit: idle streams have none.
+    outbox: Option<Box<SendQueue>>,
+    /// What the session had queued when it was last looked at.
+    session_queued: u64,
+    high_mark: u32,
+    /// Longest piece that can be sent: the send limit under a policy that drops whole messages, else no limit.
+    message_max: u32,
+    reader: Interest,
+    writer: Interest,
+    state: State,
+    peer_finished: bool,
+    paused: bool,
+    reader_gone: bool,
+    writer_gone: bool,
+    finish: bool,
+    abort: Option<CloseReason>,
+    /// A flush of the session will tell when more of the outbox fits.
+    continuing: bool,
+    flush: Flush,
+    extra: Option<Box<Extra>>,
+}
+
+/// Flushes, by number: those asked for, the one under way, and those done.
+#[derive(Default)]
+struct Flush {
+    asked: u32,
+    under_way: bool,
+    done: u32,
+}
+
+/// How a connection ended.
+struct End {
+    in_order: bool,
+    kind: io::ErrorKind,
+    text: String,
+}
+
+/// What most streams do without.
+#[derive(Default)]
+struct Extra {
+    end: Option<End>,
+    read: Deadline,
+    write: Deadline,
+    info_wanted: bool,
+    info: Option<io::Result<ConnInfo>>,
+    asking: Interest,
+    closing: Interest,
+}
+
+impl Default for Interest {
+    fn default() -> Self {
+        Self::None
+    }
+}
+
+/// The longest time that one operation may wait.
+#[derive(Default)]
+struct Deadline {
+    timeout: Option<Duration>,
+    since: Option<Instant>,
+    /// A timer of the session is set, or will be when the worker looks.
+    armed: bool,
+    to_arm: Option<Duration>,
+    expired: bool,
+}
+
+impl Deadline {
+    /// An operation that waits. Returns whether the worker has a timer to set.
+    fn wait(&mut self, now: Instant) -> bool {
+        let Some(timeout) = self.timeout else { return false };
+        self.since.get_or_insert(now);
+        if !std::mem::replace(&mut self.armed, true) {
+            self.to_arm = Some(timeout);
+        }
+        self.to_arm.is_some()
+    }
+
+    /// The timer is due. One operation may have ended and another begun since it was set: then it is set again.
+    fn due(&mut self, now: Instant) {
+        self.armed = false;
+        let (Some(timeout), Some(since)) = (self.timeout, self.since) else { return };
+        let waited = now.saturating_duration_since(since);
+        self.expired = waited >= timeout;
+        if !self.expired {
+            (self.armed, self.to_arm) = (true, Some(timeout - waited));
+        }
+    }
+}
+
+/// What is left for the worker after [`StreamCell::hand_over`].
+#[derive(Default)]
+pub(crate) struct Todo {
+    /// Timers of the session to set.
+    pub(crate) timers: [Option<(Duration, u64)>; 3],
+    /// The addresses are asked for.
+    pub(crate) info: bool,
+}
+
+impl StreamCell {
+    pub(super) fn new(runtime: Rc<Runtime>, open: bool, options: &ConnectionOptions) -> Rc<Self> {
+        let small = |bytes: u64| u32::try_from(bytes).unwrap_or(u32::MAX);
+        let message_max = if options.over_limit.drops() { small(options.send_limit) } else { u32::MAX };
+        let inner = Inner {
+            inbox: Inbox::default(),
+            inbox_max: INBOX_BYTES as u32,
+            outbox: None,
+            session_queued: 0,
+            high_mark: small(options.high_mark),
+            message_max,
+            reader: Interest::None,
+            writer: Interest::None,
+            state: if open { State::Open } else { State::Connecting },
+            peer_finished: false,
+            paused: false,
+            reader_gone: false,
+            writer_gone: false,
+            finish: false,
+            abort: None,
+            continuing: false,
+            flush: Flush::default(),
+            extra: None,
+        };
+        let (conn, touched) = (Cell::new(None), Cell::new(false));
+        Rc::new(Self { runtime, conn, touched, inner: RefCell::new(inner) })
+    }
+
+    // For the worker.
+
+    /// Bytes arrived. Returns who waits for them.
+    #[inline]
+    pub(crate) fn receive(self: &Rc<Self>, buf: Buf) -> Interest {
+        let mut inner = self.inner.borrow_mut();
+        if inner.reader_gone {
+            return Interest::None;
+        }
+        inner.inbox.push(buf);
+        if inner.inbox.bytes() > inner.inbox_max as usize && !inner.paused {
+            self.runtime.touch(self);
+        }
+        inner.reader.take()
+    }
+
+    /// The peer sends no more.
+    pub(crate) fn peer_finished(&self) -> Interest {
+        let mut inner = self.inner.borrow_mut();
+        inner.peer_finished = true;
+        inner.reader.take()
+    }
+
+    /// A connect succeeded.
+    pub(crate) fn connected(&self) -> Interest {
+        let mut inner = self.inner.borrow_mut();
+        inner.state = State::Open;
+        inner.writer.take()
+    }
+
+    /// The queue of the session is low again.
+    pub(crate) fn writable(self: &Rc<Self>, queued: u64) -> Interest {
+        let mut inner = self.inner.borrow_mut();
+        inner.session_queued = queued;
+        inner.writer.take()
+    }
+
+    /// A flush of the session is done.
+    pub(crate) fn flushed(self: &Rc<Self>, token: u64, queued: u64) -> Interest {
+        let mut inner = self.inner.borrow_mut();
+        inner.session_queued = queued;
+        if token == MORE {
+            inner.continuing = false;
+        } else {
+            inner.flush.under_way = false;
+            inner.flush.done = token as u32;
+        }
+        self.runtime.touch(self);
+        inner.writer.take()
+    }
+
+    /// A deadline may be over.
+    pub(crate) fn timer(self: &Rc<Self>, token: u64) -> Interest {
+        let now = self.runtime.now();
+        let mut inner = self.inner.borrow_mut();
+        if token == MORE {
+            inner.continuing = false;
+            self.runtime.touch(self);
+        }
+        let Some(extra) = &mut inner.extra else { return Interest::None };
+        let deadline = match token {
+            READ => &mut extra.read,
+            WRITE => &mut extra.write,
+            _ => return Interest::None,
+        };
+        deadline.due(now);
+        let (expired, again) = (deadline.expired, deadline.to_arm.is_some());
+        if again {
+            self.runtime.touch(self);
+        }
+        match (expired, token) {
+            (false, _) => Interest::None,
+            (true, READ) => inner.reader.take(),
+            (true, _) => inner.writer.take(),
+        }
+    }
+
+    /// The session closes in order: nothing more is sent, and what arrives from now on is discarded.
+    pub(super) fn closing(&self) {
+        let mut inner = self.inner.borrow_mut();
+        if matches!(inner.state, State::Open) {
+            inner.state = State::Closing;
+        }
+        let waiting = [inner.reader.take(), inner.writer.take()];
+        drop(inner);
+        waiting.into_iter().for_each(|who| self.runtime.notify(who));
+    }
+
+    /// The connection is gone.
+    pub(crate) fn closed(&self, report: &CloseReport) {
+        use CloseReason as Reason;
+        let in_order = matches!(report.reason, Reason::PeerClosed | Reason::Local | Reason::Shutdown);
+        let kind = match (&report.error, report.reason) {
+            (Some(error), _) => error.kind(),
+            (None, Reason::Reset) => io::ErrorKind::ConnectionReset,
+            (None, Reason::Idle | Reason::LingerTimeout) => io::ErrorKind::TimedOut,
+            (None, _) => io::ErrorKind::ConnectionAborted,
+        };
+        let text = match &report.error {
+            Some(error) => format!("the connection is gone ({}): {error}", report.reason),
+            None => format!("the connection is gone ({})", report.reason),
+        };
+        self.ended(End { in_order: in_order && report.error.is_none(), kind, text });
+    }
+
+    /// It could not be connected.
+    pub(crate) fn failed(&self, error: &io::Error) {
+        self.ended(End { in_order: false, kind: error.kind(), text: error.to_string() });
+    }
+
+    /// The worker is gone.
+    pub(super) fn lost(&self) {
+        self.conn.set(None);
+        let text = "the worker of this connection has ended".to_owned();
+        self.ended(End { in_order: false, kind: io::ErrorKind::ConnectionAborted, text });
+    }
+
+    fn ended(&self, end: End) {
+        let mut inner = self.inner.borrow_mut();
+        inner.state = State::Closed;
+        inner.outbox = None;
+        let extra = inner.extra.get_or_insert_default();
+        extra.end = Some(end);
+        let (asking, closing) = (extra.asking.take(), extra.closing.take());
+        let waiting = [inner.reader.take(), inner.writer.take(), asking, closing];
+        drop(inner);
+        waiting.into_iter().for_each(|who| self.runtime.notify(who));
+    }
+
+    /// Carries out on the session what the stream wants.
+    #[inline]
+    pub(crate) fn hand_over(&self, session: &mut Session, options: &ConnectionOptions, account: &mut Account) -> Todo {
+        let mut inner = self.inner.borrow_mut();
+        let mut todo = Todo::default();
+        let abandoned = inner.reader_gone && inner.writer_gone;
+        if let Some(reason) = inner.abort.take() {
+            inner.outbox = None;
+            session.end(Ending::Abort, reason);
+            return todo;
+        }
+        if session.phase == Phase::Connecting {
+            if abandoned {
+                session.end(Ending::Abort, CloseReason::Local);
+            }
+            return todo;
+        }
+        if let Some(mut outbox) = inner.outbox.take() {
+            move_pieces(&mut outbox, session, options, account);
+            if outbox.is_empty() {
+                self.runtime.give_queue(outbox);
+            } else {
+                inner.outbox = Some(outbox);
+            }
+        }
+        if inner.outbox.is_none() {
+            inner.after_outbox(session);
+            if abandoned {
+                let reason = if session.peer_closed { CloseReason::PeerClosed } else { CloseReason::Local };
+                session.end(Ending::Graceful, reason);
+                return todo;
+            }
+        } else if !inner.continuing {
+            // With an empty queue it is the process that has reached its limit; then only time helps.
+            if session.queued() == 0 {
+                todo.timers[2] = Some((TRY_AGAIN, MORE));
+                inner.continuing = true;
+            } else {
+                inner.continuing = session.flush(MORE);
+            }
+        }
+        let (bytes, max) = (inner.inbox.bytes(), inner.inbox_max as usize);
+        inner.paused = if inner.paused { bytes > max / 2 } else { bytes > max };
+        if inner.paused {
+            session.pauses.add(Pauses::USER);
+        } else {
+            session.pauses.remove(Pauses::USER);
+        }
+        inner.session_queued = session.queued();
+        if let Some(extra) = &mut inner.extra {
+            todo.info = std::mem::take(&mut extra.info_wanted);
+            let arm = |deadline: &mut Deadline, token| deadline.to_arm.take().map(|delay| (delay, token));
+            todo.timers[0] = arm(&mut extra.read, READ);
+            todo.timers[1] = arm(&mut extra.write, WRITE);
+        }
+        let waiting = if inner.has_room() { inner.writer.take() } else { Interest::None };
+        drop(inner);
+        self.runtime.notify(waiting);
+        todo
+    }
+
+    /// The answer to a question for addresses.
+    pub(crate) fn informed(&self, info: io::Result<ConnInfo>) {
+        let mut inner = self.inner.borrow_mut();
+        let Some(extra) = &mut inner.extra else { return };
+        extra.info = Some(info);
+        let asking = extra.asking.take();
+        drop(inner);
+        self.runtime.notify(asking);
+    }
+
+    // For the stream.
+
+    pub(super) fn poll_connected(&self, cx: &Context<'_>) -> Poll<io::Result<()>> {
+        let mut inner = self.inner.borrow_mut();
+        match inner.state {
+            State::Connecting => {
+                self.runtime.register(&mut inner.writer, cx);
+                Poll::Pending
+            }
+            State::Closed => Poll::Ready(Err(inner.error())),
+            _ => Poll::Ready(Ok(())),
+        }
+    }
+
+    /// A new operation begins: its deadline counts from now.
+    pub(super) fn begin_read(&self) {
+        if let Some(extra) = &mut self.inner.borrow_mut().extra {
+            (extra.read.since, extra.read.expired) = (None, false);
+        }
+    }
+
+    /// As [`Self::begin_read`], for sending.
+    pub(super) fn begin_write(&self) {
+        if let Some(extra) = &mut self.inner.borrow_mut().extra {
+            (extra.write.since, extra.write.expired) = (None, false);
+        }
+    }
+
+    #[inline]
+    pub(super) fn poll_recv(self: &Rc<Self>, cx: &Context<'_>) -> Poll<io::Result<Option<Buf>>> {
+        let mut inner = self.inner.borrow_mut();
+        if let Some(buf) = inner.inbox.pop() {
+            self.after_read(&mut inner);
+            return Poll::Ready(Ok(Some(buf)));
+        }
+        ready!(self.poll_input(&mut inner, cx))?;
+        Poll::Ready(Ok(None))
+    }
+
+    pub(super) fn poll_read(self: &Rc<Self>, cx: &Context<'_>, to: &mut [u8]) -> Poll<io::Result<usize>> {
+        let mut inner = self.inner.borrow_mut();
+        if to.is_empty() {
+            return Poll::Ready(Ok(0));
+        }
+        if inner.inbox.bytes() == 0 {
+            ready!(self.poll_input(&mut inner, cx))?;
+            return Poll::Ready(Ok(0));
+        }
+        let count = inner.inbox.read(to);
+        self.after_read(&mut inner);
+        Poll::Ready(Ok(count))
+    }
+
+    /// All of `to` or nothing: until there is enough, the bytes stay in the inbox, which grows for it.
+    pub(super) fn poll_read_exact(self: &Rc<Self>, cx: &Context<'_>, to: &mut [u8]) -> Poll<io::Result<()>> {
+        let mut inner = self.inner.borrow_mut();
+        if inner.inbox.bytes() >= to.len() {
+            inner.inbox.read(to);
+            inner.inbox_max = INBOX_BYTES as u32;
+            self.after_read(&mut inner);
+            return Poll::Ready(Ok(()));
+        }
+        if to.len() > READ_EXACT_MAX {
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidInput, "more than 1 GiB in one read")));
+        }
+        let wanted = to.len() as u32;
+        if inner.inbox_max < wanted {
+            inner.inbox_max = wanted;
+            self.runtime.touch(self);
+        }
+        ready!(self.poll_input(&mut inner, cx))?;
+        Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()))
+    }
+
+    /// Gives up the room that a read of many bytes had asked for.
+    pub(super) fn end_read_exact(&self) {
+        self.inner.borrow_mut().inbox_max = INBOX_BYTES as u32;
+    }
+
+    /// Waits for more than there is: ready at the end of the stream, or with what ended it.
+    fn poll_input(self: &Rc<Self>, inner: &mut Inner, cx: &Context<'_>) -> Poll<io::Result<()>> {
+        if inner.peer_finished {
+            return Poll::Ready(Ok(()));
+        }
+        if matches!(inner.state, State::Closing | State::Closed) {
+            return Poll::Ready(Err(inner.error()));
+        }
+        if let Some(extra) = &mut inner.extra {
+            if std::mem::take(&mut extra.read.expired) {
+                extra.read.since = None;
+                return Poll::Ready(Err(timed_out("nothing arrived within the read timeout")));
+            }
+            if extra.read.wait(self.runtime.now()) {
+                self.runtime.touch(self);
+            }
+        }
+        self.runtime.register(&mut inner.reader, cx);
+        Poll::Pending
+    }
+
+    #[inline]
+    fn after_read(self: &Rc<Self>, inner: &mut Inner) {
+        if inner.paused && inner.inbox.bytes() <= inner.inbox_max as usize / 2 {
+            self.runtime.touch(self);
+        }
+        if let Some(extra) = &mut inner.extra {
+            extra.read.since = None;
+        }
+    }
+
+    /// Waits until the queue has room, or nothing can be sent any more.
+    #[inline]
+    pub(super) fn poll_room(self: &Rc<Self>, cx: &Context<'_>) -> Poll<io::Result<()>> {
+        let mut inner = self.inner.borrow_mut();
+        inner.check_open()?;
+        if inner.has_room() {
+            if let Some(extra) = &mut inner.extra {
+                extra.write.since = None;
+            }
+            return Poll::Ready(Ok(()));
+        }
+        self.poll_writer(&mut inner, cx)
+    }
+
+    fn poll_writer(self: &Rc<Self>, inner: &mut Inner, cx: &Context<'_>) -> Poll<io::Result<()>> {
+        if let Some(extra) = &mut inner.extra {
+            if std::mem::take(&mut extra.write.expired) {
+                extra.write.since = None;
+                return Poll::Ready(Err(timed_out("the peer did not take enough within the write timeout")));
+            }
+            if extra.write.wait(self.runtime.now()) {
+                self.runtime.touch(self);
+            }
+        }
+        self.runtime.register(&mut inner.writer, cx);
+        Poll::Pending
+    }
+
+    /// Queues a piece. The caller has waited for room.
+    #[inline]
+    pub(super) fn push(self: &Rc<Self>, piece: Chunk) -> io::Result<()> {
+        let mut inner = self.inner.borrow_mut();
+        if piece.len() > inner.message_max as usize {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "the message is larger than the send limit"));
+        }
+        inner.outbox.get_or_insert_with(|| self.runtime.take_queue()).push(piece);
+        self.runtime.touch(self);
+        Ok(())
+    }
+
+    /// Queues a piece if there is room for it.
+    pub(super) fn try_push(self: &Rc<Self>, piece: Chunk) -> Result<(), Chunk> {
+        let mut inner = self.inner.borrow_mut();
+        if inner.check_open().is_err() || !inner.has_room() || piece.len() > inner.message_max as usize {
+            return Err(piece);
+        }
+        inner.outbox.get_or_insert_with(|| self.runtime.take_queue()).push(piece);
+        self.runtime.touch(self);
+        Ok(())
+    }
+
+    /// Queues a copy of `data`. Small ones in a row become one piece.
+    pub(super) fn write(self: &Rc<Self>, data: &[u8]) {
+        let mut inner = self.inner.borrow_mut();
+        inner.outbox.get_or_insert_with(|| self.runtime.take_queue()).write(data, &self.runtime.pool);
+        self.runtime.touch(self);
+    }
+
+    /// Asks for a flush and returns its number.
+    pub(super) fn ask_flush(self: &Rc<Self>) -> u32 {
+        let mut inner = self.inner.borrow_mut();
+        inner.flush.asked = inner.flush.asked.wrapping_add(1);
+        self.runtime.touch(self);
+        inner.flush.asked
+    }
+
+    /// Waits for the flush with this number.
+    pub(super) fn poll_flushed(self: &Rc<Self>, number: u32, cx: &Context<'_>) -> Poll<io::Result<()>> {
+        let mut inner = self.inner.borrow_mut();
+        if (inner.flush.done.wrapping_sub(number) as i32) >= 0 {
+            if let Some(extra) = &mut inner.extra {
+                extra.write.since = None;
+            }
+            return Poll::Ready(Ok(()));
+        }
+        if matches!(inner.state, State::Closing | State::Closed) {
+            return Poll::Ready(Err(inner.error()));
+        }
+        self.poll_writer(&mut inner, cx)
+    }
+
+    /// Whether a FIN was asked for already.
+    pub(super) fn ask_finish(self: &Rc<Self>) {
+        self.inner.borrow_mut().finish = true;
+        self.runtime.touch(self);
+    }
+
+    pub(super) fn ask_abort(self: &Rc<Self>, reason: CloseReason) {
+        let mut inner = self.inner.borrow_mut();
+        if matches!(inner.state, State::Open | State::Connecting) {
+            inner.abort = Some(reason);
+            inner.state = State::Closing;
+            self.runtime.touch(self);
+        }
+    }
+
+    /// The reading half is gone: what lies in the inbox and what still comes is discarded.
+    pub(super) fn drop_reader(self: &Rc<Self>) {
+        let mut inner = self.inner.borrow_mut();
+        inner.reader_gone = true;
+        inner.reader = Interest::None;
+        inner.inbox.clear();
+        self.runtime.touch(self);
+    }
+
+    /// The writing half is gone: a FIN follows what is queued.
+    pub(super) fn drop_writer(self: &Rc<Self>) {
+        let mut inner = self.inner.borrow_mut();
+        (inner.writer_gone, inner.finish) = (true, true);
+        inner.writer = Interest::None;
+        self.runtime.touch(self);
+    }
+
+    /// Whether nobody holds the stream any more.
+    pub(crate) fn is_abandoned(&self) -> bool {
+        let inner = self.inner.borrow();
+        inner.reader_gone && inner.writer_gone
+    }
+
+    pub(super) fn poll_closed(&self, cx: &Context<'_>) -> Poll<io::Result<()>> {
+        let mut inner = self.inner.borrow_mut();
+        if inner.state == State::Closed {
+            let in_order = inner.end().is_some_and(|end| end.in_order);
+            return Poll::Ready(if in_order { Ok(()) } else { Err(inner.error()) });
+        }
+        self.runtime.register(&mut inner.extra.get_or_insert_default().closing, cx);
+        Poll::Pending
+    }
+
+    pub(super) fn ask_info(self: &Rc<Self>) {
+        let mut inner = self.inner.borrow_mut();
+        let extra = inner.extra.get_or_insert_default();
+        (extra.info_wanted, extra.info) = (true, None);
+        self.runtime.touch(self);
+    }
+
+    pub(super) fn poll_info(&self, cx: &Context<'_>) -> Poll<io::Result<ConnInfo>> {
+        let mut inner = self.inner.borrow_mut();
+        if let Some(info) = inner.extra.as_mut().and_then(|extra| extra.info.take()) {
+            return Poll::Ready(info);
+        }
+        if inner.state == State::Closed {
+            return Poll::Ready(Err(inner.error()));
+        }
+        self.runtime.register(&mut inner.extra.get_or_insert_default().asking, cx);
+        Poll::Pending
+    }
+
+    pub(super) fn set_timeouts(&self, read: Option<Option<Duration>>, write: Option<Option<Duration>>) {
+        let mut inner = self.inner.borrow_mut();
+        let extra = inner.extra.get_or_insert_default();
+        if let Some(timeout) = read {
+            extra.read.timeout = timeout;
+        }
+        if let Some(timeout) = write {
+            extra.write.timeout = timeout;
+        }
+    }
+
+    /// Bytes that the kernel has not taken yet, as far as known here.
+    pub(super) fn queued(&self) -> u64 {
+        let inner = self.inner.borrow();
+        inner.queued()
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        let inner = self.inner.borrow();
+        inner.state == State::Open && !inner.peer_finished
+    }
+
+    pub(super) fn id(&self) -> Option<ConnectionId> {
+        self.conn.get().map(|conn| ConnectionId { worker: self.runtime.number, conn })
+    }
+}
+
+fn timed_out(text: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, text)
+}
+
+/// Moves pieces to the session while the limits allow. One that is too large goes in parts.
+#[inline]
+fn move_pieces(from: &mut SendQueue, session: &mut Session, options: &ConnectionOptions, account: &mut Account) {
+    if !session.is_sendable() {
+        from.clear();
+    }
+    while let Some(mut piece) = from.pop() {
+        if options.over_limit.drops() {
+            // What does not fit is dropped and counted, as the policy wants it.
+            session.send(piece, options, account);
+            continue;
+        }
+        let room = usize::try_from(options.send_limit.saturating_sub(session.queued())).unwrap_or(usize::MAX);
+        if room > 0 && piece.len() > room {
+            let mut rest = piece.into_bytes();
+            piece = rest.split_to(room).into();
+            from.push_front(rest.into());
+        }
+        if let Err(piece) = session.offer(piece, options, account) {
+            from.push_front(piece);
+            return;
+        }
+    }
+}
+
+impl Inner {
+    #[inline]
+    fn queued(&self) -> u64 {
+        self.session_queued + self.outbox.as_ref().map_or(0, |outbox| outbox.bytes())
+    }
+
+    #[inline]
+    fn has_room(&self) -> bool {
+        self.queued() <= self.high_mark.into()
+    }
+
+    fn check_open(&self) -> io::Result<()> {
+        match self.state {
+            State::Open if !self.finish => Ok(()),
+            State::Open => Err(io::Error::new(io::ErrorKind::BrokenPipe, "this side has said that it sends no more")),
+            _ => Err(self.error()),
+        }
+    }
+
+    fn end(&self) -> Option<&End> {
+        self.extra.as_ref().and_then(|extra| extra.end.as_ref())
+    }
+
+    fn error(&self) -> io::Error {
+        match self.end() {
+            Some(end) => io::Error::new(end.kind, end.text.clone()),
+            None => io::Error::new(io::ErrorKind::ConnectionAborted, "the connection is being closed"),
+        }
+    }
+
+    /// What was to follow the last piece.
+    fn after_outbox(&mut self, session: &mut Session) {
+        if self.finish {
+            session.finish();
+        }
+        if !self.flush.under_way && self.flush.asked != self.flush.done && session.flush(self.flush.asked.into()) {
+            self.flush.under_way = true;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// With the task's future and waker, the session and the engine's record: 1 KiB in all are allowed.
+    #[test]
+    fn a_stream_is_small() {
+        assert!(size_of::<StreamCell>() <= 176, "{}", size_of::<StreamCell>());
+    }
+}
