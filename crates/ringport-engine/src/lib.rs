@@ -9,6 +9,7 @@
 pub mod buffer;
 pub mod engine;
 mod id;
+mod options;
 pub mod socket;
 
 pub use buffer::{Buf, Chunk, Pool, PoolConfig, PoolStats, SendQueue};
@@ -17,4 +18,5 @@ pub use engine::contract::{
 };
 pub use engine::{EngineKind, Selection};
 pub use id::{ConnId, ListenerId};
+pub use options::{KeepAlive, OptionName, SocketOption, SocketRef, TcpInfo};
 pub use socket::{ListenOptions, SockAddr, Socket, SocketOptions};

@@ -9,6 +9,7 @@ pub use socket2::SockAddr;
 use socket2::{Domain, Protocol, Type};
 
 use crate::engine::{platform, sim};
+use crate::options::{KeepAlive, SocketOption};
 
 /// Connections that the kernel queues before they are accepted, unless [`ListenOptions::backlog`] says otherwise. The
 /// system caps it (`net.core.somaxconn` on Linux, 4,096 by default).
@@ -54,30 +55,30 @@ pub struct SocketOptions {
     pub send_buffer: Option<u32>,
     /// Probes a silent peer after this time (`SO_KEEPALIVE`, `TCP_KEEPIDLE`); off if `None`.
     pub keep_alive: Option<Duration>,
+    /// Further options, set in this order before the socket connects or listens.
+    pub more: Vec<SocketOption>,
 }
 
 impl Default for SocketOptions {
     fn default() -> Self {
-        Self { no_delay: true, receive_buffer: None, send_buffer: None, keep_alive: None }
+        Self { no_delay: true, receive_buffer: None, send_buffer: None, keep_alive: None, more: Vec::new() }
     }
 }
 
 impl SocketOptions {
     /// Sets what differs from the system's defaults.
     pub(crate) fn apply(&self, socket: &socket2::Socket, tcp: bool) -> io::Result<()> {
-        if tcp && self.no_delay {
-            socket.set_tcp_nodelay(true)?;
-        }
-        if let Some(bytes) = self.receive_buffer {
-            socket.set_recv_buffer_size(bytes as usize)?;
-        }
-        if let Some(bytes) = self.send_buffer {
-            socket.set_send_buffer_size(bytes as usize)?;
-        }
-        if let (true, Some(time)) = (tcp, self.keep_alive) {
-            socket.set_tcp_keepalive(&socket2::TcpKeepalive::new().with_time(time))?;
-        }
-        Ok(())
+        self.options(tcp).try_for_each(|option| option.set(socket))
+    }
+
+    /// What differs from the system's defaults, in the order in which it is set.
+    pub(crate) fn options(&self, tcp: bool) -> impl Iterator<Item = SocketOption> {
+        let keep_alive = self.keep_alive.map(|after| SocketOption::KeepAlive(Some(KeepAlive::after(after))));
+        let no_delay = (tcp && self.no_delay).then_some(SocketOption::NoDelay(true));
+        let receive_buffer = self.receive_buffer.map(SocketOption::ReceiveBuffer);
+        let send_buffer = self.send_buffer.map(SocketOption::SendBuffer);
+        let usual = [no_delay, receive_buffer, send_buffer, keep_alive.filter(|_| tcp)];
+        usual.into_iter().flatten().chain(self.more.iter().cloned())
     }
 
     /// A new socket for connecting to `to`.
@@ -99,7 +100,7 @@ impl Socket {
     /// `AddrInUse`, `AddrNotAvailable`, `PermissionDenied` and what else bind(2) and listen(2) answer.
     pub fn listen(address: &SockAddr, options: &ListenOptions, network: Option<&sim::Network>) -> io::Result<Self> {
         if let Some(network) = network {
-            return Ok(Self(Repr::Simulated(network.listen(address, options.backlog)?)));
+            return Ok(Self(Repr::Simulated(network.listen(address, options)?)));
         }
         let (socket, tcp) = stream_socket(address)?;
         if tcp {
@@ -183,8 +184,13 @@ pub fn unix(path: &Path) -> io::Result<SockAddr> {
     SockAddr::unix(path)
 }
 
+/// Whether sockets of this address speak TCP.
+pub(crate) fn is_tcp(address: &SockAddr) -> bool {
+    address.is_ipv4() || address.is_ipv6()
+}
+
 fn stream_socket(address: &SockAddr) -> io::Result<(socket2::Socket, bool)> {
-    let tcp = address.is_ipv4() || address.is_ipv6();
+    let tcp = is_tcp(address);
     let socket =
         socket2::Socket::new(Domain::from(i32::from(address.family())), Type::STREAM, tcp.then_some(Protocol::TCP))?;
     Ok((socket, tcp))

@@ -44,8 +44,8 @@ pub use plan::{Running, ServerHandle, Spread};
 pub use remote::{Remote, RemoteError};
 pub use ringport_engine::engine::{Candidate, SelectionError};
 pub use ringport_engine::{
-    Buf, Chunk, ConnInfo, EngineConfig, EngineKind, EngineStats, Features, ListenOptions, Pool, PoolConfig, PoolStats,
-    Selection, SocketOptions,
+    Buf, Chunk, ConnInfo, EngineConfig, EngineKind, EngineStats, Features, KeepAlive, ListenOptions, OptionName, Pool,
+    PoolConfig, PoolStats, Selection, SocketOption, SocketOptions, TcpInfo,
 };
 pub use server::Server;
 pub use session::{CloseReason, CloseReport, ConnectionOptions, OverLimit, Refusal, SendOutcome};

@@ -40,8 +40,10 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::system_options;
 use crate::buffer::{Buf, Chunk, Pool, SendQueue};
 use crate::id::{ConnId, ListenerId};
+use crate::options::{OptionName, SocketOption, SocketRef, TcpInfo};
 use crate::socket::{SockAddr, Socket, SocketOptions};
 
 /// Longest time that dropping an engine waits for the kernel.
@@ -110,6 +112,44 @@ pub trait Engine: Sized {
     ///
     /// `NotFound` for a stale id.
     fn info(&self, conn: ConnId) -> io::Result<ConnInfo>;
+
+    /// The system's socket of a connection, for the methods below. An engine whose connections are sockets of the system
+    /// supplies this one and inherits the others.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound` for a stale id, `Unsupported` where there is no such socket.
+    fn socket(&self, conn: ConnId) -> io::Result<SocketRef<'_>> {
+        let _ = conn;
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// An option of a connection.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound` for a stale id, `Unsupported` where the system has no such option, and what getsockopt(2) answers.
+    fn option(&self, conn: ConnId, name: OptionName) -> io::Result<SocketOption> {
+        SocketOption::read(&self.socket(conn)?.0, name)
+    }
+
+    /// Sets an option of a connection.
+    ///
+    /// # Errors
+    ///
+    /// As [`Engine::option`], `InvalidInput` for what would block the worker, and what setsockopt(2) answers.
+    fn set_option(&mut self, conn: ConnId, option: &SocketOption) -> io::Result<()> {
+        option.set(&self.socket(conn)?.0)
+    }
+
+    /// What TCP knows of a connection.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound` for a stale id, `Unsupported` but on Linux.
+    fn tcp_info(&self, conn: ConnId) -> io::Result<TcpInfo> {
+        system_options::tcp_info(&self.socket(conn)?.0)
+    }
 
     /// Submits what was asked for, and waits for events until `deadline` (`None`: without end). Returns at once while
     /// events are left over from an earlier turn. Spurious returns are allowed.

@@ -21,6 +21,9 @@ pub(crate) mod platform;
 pub mod readiness;
 mod select;
 pub mod sim;
+#[cfg_attr(target_os = "linux", path = "options_linux.rs")]
+#[cfg_attr(not(target_os = "linux"), path = "options_other.rs")]
+pub(crate) mod system_options;
 #[cfg(target_os = "linux")]
 pub mod uring;
 

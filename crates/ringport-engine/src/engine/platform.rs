@@ -254,3 +254,63 @@ pub(crate) fn candidates(config: &EngineConfig) -> Vec<Candidate> {
 pub(crate) fn candidates(_: &EngineConfig) -> Vec<Candidate> {
     Vec::new()
 }
+
+/// Reads a socket option as it is, see getsockopt(2). No option of any known system is longer than this reads.
+#[cfg(unix)]
+pub(crate) fn raw_option(socket: &socket2::Socket, level: i32, name: i32) -> io::Result<Vec<u8>> {
+    const BYTES_MAX: usize = 1024;
+    let mut value = vec![0; BYTES_MAX];
+    let mut length = BYTES_MAX as libc::socklen_t;
+    let fd = std::os::fd::AsRawFd::as_raw_fd(socket);
+    // SAFETY: `value` is writable and `length` bytes long, and both live until the call returns.
+    if unsafe { libc::getsockopt(fd, level, name, value.as_mut_ptr().cast(), &raw mut length) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    value.truncate(length as usize);
+    Ok(value)
+}
+/// Raw options need a descriptor.
+#[cfg(windows)]
+pub(crate) fn raw_option(_: &socket2::Socket, _: i32, _: i32) -> io::Result<Vec<u8>> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+/// Sets a socket option as it is, see setsockopt(2).
+///
+/// The kernel copies the bytes, with one exception: a few options hold the address of more memory (`SO_ATTACH_FILTER`
+/// and its like). They are refused, because nobody vouches for such an address.
+#[cfg(unix)]
+pub(crate) fn set_raw_option(socket: &socket2::Socket, level: i32, name: i32, value: &[u8]) -> io::Result<()> {
+    if holds_address(level, name) {
+        return Err(io::Error::new(io::ErrorKind::Unsupported, "an option that holds an address cannot be set raw"));
+    }
+    let length = libc::socklen_t::try_from(value.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let fd = std::os::fd::AsRawFd::as_raw_fd(socket);
+    // SAFETY: `value` is readable and `length` bytes long until the call returns, and holds no address.
+    let answer = unsafe { libc::setsockopt(fd, level, name, value.as_ptr().cast(), length) };
+    if answer == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+/// Raw options need a descriptor.
+#[cfg(windows)]
+pub(crate) fn set_raw_option(_: &socket2::Socket, _: i32, _: i32, _: &[u8]) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+/// Whether the kernel would follow an address in the value of an option, or give back memory through one.
+#[cfg(target_os = "linux")]
+fn holds_address(level: i32, name: i32) -> bool {
+    // Linux/tcp.h: the kernel maps received pages over the caller's memory.
+    const TCP_ZEROCOPY_RECEIVE: i32 = 35;
+    match level {
+        libc::SOL_SOCKET => matches!(name, libc::SO_ATTACH_FILTER | libc::SO_ATTACH_REUSEPORT_CBPF),
+        libc::IPPROTO_TCP => name == TCP_ZEROCOPY_RECEIVE,
+        // Netfilter's tables, which share their numbers with these two levels.
+        libc::IPPROTO_IP | libc::IPPROTO_IPV6 => (64..=70).contains(&name),
+        _ => false,
+    }
+}
+/// Elsewhere the options of the two usual levels are plain numbers; accept filters are copied whole.
+#[cfg(all(unix, not(target_os = "linux")))]
+fn holds_address(level: i32, _: i32) -> bool {
+    !matches!(level, libc::SOL_SOCKET | libc::IPPROTO_TCP | libc::IPPROTO_IP | libc::IPPROTO_IPV6)
+}

@@ -13,6 +13,7 @@ mod flow;
 mod identity;
 mod lifetime;
 mod limits;
+mod options;
 mod random;
 mod simulator;
 mod subject;
@@ -38,6 +39,8 @@ macro_rules! each_test {
                 the_pool_may_go_first, a_panic_in_a_turn_is_survived;
             limits: a_turn_has_an_end, a_busy_connection_starves_nobody, leftovers_keep_wait_from_blocking,
                 a_waker_ends_a_wait, wakes_may_be_joined, a_deadline_ends_a_wait;
+            options: options_round_trip, options_at_creation, raw_options_round_trip, tcp_info_knows_the_connection,
+                stale_ids_have_no_options;
             random: any_sequence_keeps_the_ledger;
         }
     };

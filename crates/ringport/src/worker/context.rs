@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
-use ringport_engine::{Chunk, ConnId, Pool};
+use ringport_engine::{Chunk, ConnId, ConnInfo, Engine, OptionName, Pool, SocketOption, TcpInfo};
 
 use super::counters::{Counters, Totals};
 use super::timers::{Due, Timer, TimerId, Timers};
@@ -254,13 +254,28 @@ impl Context {
     }
 }
 
-/// Facts that only the engine knows.
+/// What a callback may ask the engine itself.
 pub(crate) trait Facts {
-    fn info(&self, conn: ConnId) -> io::Result<ringport_engine::ConnInfo>;
+    fn info(&self, conn: ConnId) -> io::Result<ConnInfo>;
+    fn option(&self, conn: ConnId, name: OptionName) -> io::Result<SocketOption>;
+    fn set_option(&mut self, conn: ConnId, option: &SocketOption) -> io::Result<()>;
+    fn tcp_info(&self, conn: ConnId) -> io::Result<TcpInfo>;
 }
 
-impl<E: ringport_engine::Engine> Facts for E {
-    fn info(&self, conn: ConnId) -> io::Result<ringport_engine::ConnInfo> {
-        ringport_engine::Engine::info(self, conn)
+impl<E: Engine> Facts for E {
+    fn info(&self, conn: ConnId) -> io::Result<ConnInfo> {
+        Engine::info(self, conn)
+    }
+
+    fn option(&self, conn: ConnId, name: OptionName) -> io::Result<SocketOption> {
+        Engine::option(self, conn, name)
+    }
+
+    fn set_option(&mut self, conn: ConnId, option: &SocketOption) -> io::Result<()> {
+        Engine::set_option(self, conn, option)
+    }
+
+    fn tcp_info(&self, conn: ConnId) -> io::Result<TcpInfo> {
+        Engine::tcp_info(self, conn)
     }
 }

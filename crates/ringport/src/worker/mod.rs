@@ -234,7 +234,7 @@ impl<E: Engine> Worker<E> {
         session.active_at = clock;
         let (service, state) = (session.service as usize, session.state);
         self.current = Some(conn);
-        self.services[service].data(Call { context, facts: &self.engine, conn, state }, buf);
+        self.services[service].data(Call { context, facts: &mut self.engine, conn, state }, buf);
         self.current = None;
         self.settle(conn);
     }
@@ -287,7 +287,7 @@ impl<E: Engine> Worker<E> {
         }
         let (service, state) = (session.service as usize, session.state);
         self.current = Some(conn);
-        self.services[service].on(Call { context: &mut self.context, facts: &self.engine, conn, state }, what);
+        self.services[service].on(Call { context: &mut self.context, facts: &mut self.engine, conn, state }, what);
         self.current = None;
         self.settle(conn);
     }

@@ -7,6 +7,7 @@ mod finish;
 mod flow;
 mod ledger;
 mod limits;
+mod options;
 mod real;
 mod remote;
 mod shutdown;

@@ -45,6 +45,7 @@ use super::contract::{Close, ConnInfo, Engine, EngineConfig, EngineStats, Event,
 use super::platform;
 use crate::buffer::{Pool, SendQueue};
 use crate::id::{ConnId, ListenerId, Table};
+use crate::options::SocketRef;
 use crate::socket::{SockAddr, Socket, SocketOptions};
 
 /// Events that one call of the kernel reports at most; more wait there for the next call.
@@ -209,6 +210,11 @@ impl Engine for ReadinessEngine {
         let conn = self.conns.get(conn).ok_or(io::ErrorKind::NotFound)?;
         let socket = conn.socket.as_ref().ok_or(io::ErrorKind::NotFound)?;
         Ok(ConnInfo { local: socket.local_addr()?, peer: socket.peer_addr()?, unacked: conn.unacked() })
+    }
+
+    fn socket(&self, conn: ConnId) -> io::Result<SocketRef<'_>> {
+        let conn = self.conns.get(conn).ok_or(io::ErrorKind::NotFound)?;
+        Ok(SocketRef(conn.socket.as_ref().ok_or(io::ErrorKind::NotFound)?.into()))
     }
 
     fn wait(&mut self, deadline: Option<Instant>) -> io::Result<()> {

@@ -66,6 +66,7 @@ use super::contract::{Close, ConnInfo, Engine, EngineConfig, EngineStats, Event,
 use super::platform;
 use crate::buffer::{Pool, SendQueue};
 use crate::id::{ConnId, Id, ListenerId, Table};
+use crate::options::SocketRef;
 use crate::socket::{SockAddr, Socket, SocketOptions};
 
 pub(crate) use self::probe::probe;
@@ -405,6 +406,11 @@ impl Engine for UringEngine {
         let fd = self.conns.get(conn).and_then(|conn| conn.fd.as_ref()).ok_or(io::ErrorKind::NotFound)?;
         let socket = socket2::SockRef::from(fd);
         Ok(ConnInfo { local: socket.local_addr()?, peer: socket.peer_addr()?, unacked: platform::unacked(fd.as_fd()) })
+    }
+
+    fn socket(&self, conn: ConnId) -> io::Result<SocketRef<'_>> {
+        let fd = self.conns.get(conn).and_then(|conn| conn.fd.as_ref()).ok_or(io::ErrorKind::NotFound)?;
+        Ok(SocketRef(fd.into()))
     }
 
     fn wait(&mut self, deadline: Option<Instant>) -> io::Result<()> {
