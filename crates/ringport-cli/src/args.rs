@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::builder::RangedU64ValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use ringport::{Address, EngineKind};
+use ringport::{Address, EngineConfig, EngineKind, SPIN_MAX};
 use tracing_subscriber::filter::LevelFilter;
 
 use crate::units::{self, Sizes, Timeout, Warmup};
@@ -92,6 +92,9 @@ pub(crate) struct Serve {
     /// Bind each worker to a core (Linux)
     #[arg(long)]
     pub(crate) pin: bool,
+    /// Poll for at most this long before sleeping, while that pays (0 = off, at most 10ms)
+    #[arg(long, value_name = "DUR", default_value = "0", value_parser = spin)]
+    pub(crate) spin: Duration,
     /// How long connections may finish after the first signal
     #[arg(long, value_name = "DUR", default_value = "10s", value_parser = units::duration)]
     pub(crate) drain: Duration,
@@ -199,6 +202,9 @@ pub(crate) struct Bench {
     /// Threads of the load, and of the own server
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = RangedU64ValueParser::<usize>::new().range(1..=WORKERS_MAX))]
     pub(crate) workers: usize,
+    /// Poll for at most this long before sleeping, in the load and in the own server (0 = off, at most 10ms)
+    #[arg(long, value_name = "DUR", default_value = "0", value_parser = spin)]
+    pub(crate) spin: Duration,
     /// A reply is late after this time, and missing if it has not come this long after the end
     #[arg(long, value_name = "DUR", default_value = "10s", value_parser = positive_duration)]
     pub(crate) timeout: Duration,
@@ -216,6 +222,20 @@ pub(crate) struct Bench {
 fn positive_duration(text: &str) -> Result<Duration, String> {
     let duration = units::duration(text)?;
     if duration.is_zero() { Err("it must be more than 0".to_owned()) } else { Ok(duration) }
+}
+
+impl Bench {
+    /// How the engines of the load and of the own server are opened.
+    pub(crate) fn engine_config(&self) -> EngineConfig {
+        let mut config = EngineConfig::default();
+        config.spin = Some(self.spin);
+        config
+    }
+}
+
+fn spin(text: &str) -> Result<Duration, String> {
+    let duration = units::duration(text)?;
+    if duration > SPIN_MAX { Err(format!("at most {SPIN_MAX:?} are useful")) } else { Ok(duration) }
 }
 
 /// What `bench --engine` names.

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use ringport::{ConnectionOptions, ListenOptions, OverLimit, Running, Server, ServerHandle, Spread};
+use ringport::{ConnectionOptions, EngineConfig, ListenOptions, OverLimit, Running, Server, ServerHandle, Spread};
 
 use crate::Failure;
 use crate::args::{OverLimitName, Serve, ServiceName, SpreadName};
@@ -37,7 +37,10 @@ fn server(options: Serve) -> Server {
         .send_limit(limit, over_limit)
         .marks(high_mark / 4, high_mark)
         .idle_timeout(options.idle_timeout.0);
+    let mut config = EngineConfig::default();
+    config.spin = Some(options.spin);
     let server = Server::new()
+        .engine_config(config)
         .workers(options.workers)
         .engine(options.engine.kind())
         .max_connections(options.max_connections)

@@ -42,6 +42,7 @@ pub use error::{Error, Result, is_transient};
 pub use handler::{Connection, Handler, Message};
 pub use plan::{Running, ServerHandle, Spread};
 pub use remote::{Remote, RemoteError};
+pub use ringport_engine::engine::contract::SPIN_MAX;
 pub use ringport_engine::engine::{Candidate, SelectionError};
 pub use ringport_engine::{
     Buf, Chunk, ConnInfo, EngineConfig, EngineKind, EngineStats, Features, KeepAlive, ListenOptions, OptionName, Pool,

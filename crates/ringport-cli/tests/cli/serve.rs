@@ -190,3 +190,21 @@ fn the_least_loaded_worker_gets_the_connection() {
         check_echo(stream, b"whoever serves it");
     }
 }
+
+/// A server that may poll answers, and costs nothing once it has nothing to do.
+#[test]
+fn a_spinning_server_rests_when_idle() {
+    for engine in engines() {
+        let server = Server::start(&["echo", "--engine", engine, "--spin", "200us"]);
+        let mut stream = server.connect();
+        for _ in 0..100 {
+            check_echo(&mut stream, b"quick");
+        }
+        thread::sleep(Duration::from_millis(100));
+        let before = server.program.cpu();
+        thread::sleep(Duration::from_millis(500));
+        let used = server.program.cpu() - before;
+        assert!(used <= Duration::from_millis(50), "{engine}: {used:?} of processor time while idle");
+        check_echo(&mut stream, b"still here");
+    }
+}

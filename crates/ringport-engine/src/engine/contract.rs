@@ -53,6 +53,9 @@ pub const ACCEPT_BACKOFF_MIN: Duration = Duration::from_millis(10);
 /// Longest pause between two such accepts.
 pub const ACCEPT_BACKOFF_MAX: Duration = Duration::from_millis(500);
 
+/// Longest time that a wait may poll before it parks, whatever [`EngineConfig::spin`] asks for.
+pub const SPIN_MAX: Duration = Duration::from_millis(10);
+
 /// A kernel interface, opened, used and dropped on one thread.
 pub trait Engine: Sized {
     /// Opens the interface. Received bytes lie in slots of `pool`.
@@ -293,6 +296,8 @@ pub struct EngineStats {
     pub accepts_failed: u64,
     /// Connections that changed their way of receiving (io_uring only).
     pub mode_changes: u64,
+    /// Waits that polled before they would have parked ([`EngineConfig::spin`]).
+    pub spins: u64,
 }
 
 /// How an engine is opened.
@@ -305,6 +310,9 @@ pub struct EngineConfig {
     pub bytes_per_turn: usize,
     /// What of the kernel may be used.
     pub features: Features,
+    /// Polls for at most this long before a wait parks the thread, as long as recent waits were that short. It spares a
+    /// wake-up and costs processor time. Off if `None`, at most [`SPIN_MAX`]; the simulator ignores it.
+    pub spin: Option<Duration>,
     /// The network of the simulator; other engines ignore it.
     pub network: Option<crate::engine::sim::Network>,
 }
@@ -312,7 +320,13 @@ pub struct EngineConfig {
 impl Default for EngineConfig {
     /// 4,096 events and 256 KiB a turn, every feature allowed.
     fn default() -> Self {
-        Self { events_per_turn: 4096, bytes_per_turn: 256 * 1024, features: Features::default(), network: None }
+        Self {
+            events_per_turn: 4096,
+            bytes_per_turn: 256 * 1024,
+            features: Features::default(),
+            spin: None,
+            network: None,
+        }
     }
 }
 

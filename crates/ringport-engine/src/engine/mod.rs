@@ -21,6 +21,8 @@ pub(crate) mod platform;
 pub mod readiness;
 mod select;
 pub mod sim;
+#[cfg(unix)]
+mod spin;
 #[cfg_attr(target_os = "linux", path = "options_linux.rs")]
 #[cfg_attr(not(target_os = "linux"), path = "options_other.rs")]
 pub(crate) mod system_options;

@@ -16,6 +16,7 @@ mod limits;
 mod options;
 mod random;
 mod simulator;
+mod spin;
 mod subject;
 mod world;
 
@@ -41,6 +42,7 @@ macro_rules! each_test {
                 a_waker_ends_a_wait, wakes_may_be_joined, a_deadline_ends_a_wait;
             options: options_round_trip, options_at_creation, raw_options_round_trip, tcp_info_knows_the_connection,
                 stale_ids_have_no_options;
+            spin: a_spinning_engine_serves_all, a_spinning_engine_comes_to_rest, a_spinning_engine_keeps_deadlines;
             random: any_sequence_keeps_the_ledger;
         }
     };

@@ -43,6 +43,7 @@ pub(crate) use self::probe::probe;
 use self::wait::{Ready, Target, Turn};
 use super::contract::{Close, ConnInfo, Engine, EngineConfig, EngineStats, Event, SendProgress, Wake, Waker, Want};
 use super::platform;
+use super::spin::Spin;
 use crate::buffer::{Pool, SendQueue};
 use crate::id::{ConnId, ListenerId, Table};
 use crate::options::SocketRef;
@@ -69,6 +70,7 @@ pub struct ReadinessEngine {
     /// Connections that found no buffer, longest waiting first.
     starved: VecDeque<ConnId>,
     waker: Waker,
+    spin: Spin,
     events_per_turn: usize,
     bytes_per_turn: usize,
     now: Instant,
@@ -159,6 +161,7 @@ impl Engine for ReadinessEngine {
             descriptor_freed: false,
             starved: VecDeque::new(),
             waker: Waker(Arc::new(waker)),
+            spin: Spin::new(config.spin),
             events_per_turn: config.events_per_turn.max(1),
             bytes_per_turn: config.bytes_per_turn.max(1),
             now: Instant::now(),

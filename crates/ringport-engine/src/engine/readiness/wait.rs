@@ -107,18 +107,51 @@ impl ReadinessEngine {
         self.stats.waits += 1;
         self.feed_starved();
         let timeout = self.timeout(deadline);
-        self.stats.calls += 1;
-        match self.poll.poll(&mut self.events, timeout) {
-            Ok(()) => {}
-            // The list of events is empty then.
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
+        if self.spin.is_on() && timeout != Some(Duration::ZERO) {
+            self.spin_then_poll(timeout)?;
+        } else {
+            self.poll(timeout)?;
         }
         self.now = Instant::now();
         self.note_events();
         self.end_rests();
         self.turn.left = self.turn.ready.len();
         self.turn.events_left = self.events_per_turn;
+        Ok(())
+    }
+
+    fn poll(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        self.stats.calls += 1;
+        match self.poll.poll(&mut self.events, timeout) {
+            // The list of events is empty when a signal came.
+            Err(error) if error.kind() != io::ErrorKind::Interrupted => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Polls without sleeping for a while, if that has paid of late, and then sleeps for what is left.
+    #[cold]
+    fn spin_then_poll(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        let begin = Instant::now();
+        let mut left = timeout;
+        if let Some(budget) = self.spin.budget() {
+            self.stats.spins += 1;
+            let budget = timeout.map_or(budget, |timeout| budget.min(timeout));
+            loop {
+                self.poll(Some(Duration::ZERO))?;
+                if !self.events.is_empty() {
+                    self.spin.waited(begin.elapsed());
+                    return Ok(());
+                }
+                if begin.elapsed() >= budget {
+                    break;
+                }
+                std::hint::spin_loop();
+            }
+            left = timeout.map(|timeout| timeout.saturating_sub(begin.elapsed()));
+        }
+        self.poll(left)?;
+        self.spin.waited(begin.elapsed());
         Ok(())
     }
 

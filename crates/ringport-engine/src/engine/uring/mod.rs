@@ -64,6 +64,7 @@ use self::send::{Batch, Flight};
 use self::wait::Bell;
 use super::contract::{Close, ConnInfo, Engine, EngineConfig, EngineStats, Event, SendProgress, Waker, Want};
 use super::platform;
+use super::spin::Spin;
 use crate::buffer::{Pool, SendQueue};
 use crate::id::{ConnId, Id, ListenerId, Table};
 use crate::options::SocketRef;
@@ -266,6 +267,7 @@ pub struct UringEngine {
     alarm_serial: u32,
     alarms: u32,
     alarm_time: Box<Timespec>,
+    spin: Spin,
     now: Instant,
     stats: EngineStats,
 }
@@ -352,6 +354,7 @@ impl Engine for UringEngine {
             alarm_serial: 0,
             alarms: 0,
             alarm_time: Box::default(),
+            spin: Spin::new(config.spin),
             now: Instant::now(),
             stats: EngineStats::default(),
         })

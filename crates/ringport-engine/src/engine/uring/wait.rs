@@ -34,12 +34,45 @@ impl UringEngine {
         }
         let retry = self.resume_listeners();
         let block = self.block(deadline, retry);
-        self.ring.enter(block)?;
+        if self.spin.is_on() && block != Block::No {
+            self.spin_then_enter(block)?;
+        } else {
+            self.ring.enter(block)?;
+        }
         self.now = Instant::now();
         self.ready_this_turn = self.ready.len();
         self.ready_first = !self.ready_first;
         self.events_left = self.config.events_per_turn.max(1);
         self.run_bytes = 0;
+        Ok(())
+    }
+
+    /// Looks for completions without sleeping for a while, if that has paid of late, and then sleeps. A deadline is an
+    /// operation of its own, so that it ends the looking as any completion does.
+    #[cold]
+    fn spin_then_enter(&mut self, block: Block) -> io::Result<()> {
+        let begin = Instant::now();
+        let mut rest = block;
+        if let Some(budget) = self.spin.budget() {
+            self.stats.spins += 1;
+            let most = if let Block::AtMost(time) = block { budget.min(time) } else { budget };
+            loop {
+                self.ring.enter(Block::No)?;
+                if self.ring.has_leftovers() {
+                    self.spin.waited(begin.elapsed());
+                    return Ok(());
+                }
+                if begin.elapsed() >= most {
+                    break;
+                }
+                std::hint::spin_loop();
+            }
+            if let Block::AtMost(time) = block {
+                rest = Block::AtMost(time.saturating_sub(begin.elapsed()));
+            }
+        }
+        self.ring.enter(rest)?;
+        self.spin.waited(begin.elapsed());
         Ok(())
     }
 
