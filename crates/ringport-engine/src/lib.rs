@@ -12,7 +12,7 @@ mod id;
 mod options;
 pub mod socket;
 
-pub use buffer::{Buf, Chunk, Pool, PoolConfig, PoolStats, SendQueue};
+pub use buffer::{Buf, Chunk, FileRange, Pool, PoolConfig, PoolStats, SendQueue};
 pub use engine::contract::{
     Close, ConnInfo, Engine, EngineConfig, EngineStats, Event, Features, SendProgress, Waker, Want,
 };

@@ -45,8 +45,8 @@ pub use remote::{Remote, RemoteError};
 pub use ringport_engine::engine::contract::SPIN_MAX;
 pub use ringport_engine::engine::{Candidate, SelectionError};
 pub use ringport_engine::{
-    Buf, Chunk, ConnInfo, EngineConfig, EngineKind, EngineStats, Features, KeepAlive, ListenOptions, OptionName, Pool,
-    PoolConfig, PoolStats, Selection, SocketOption, SocketOptions, TcpInfo,
+    Buf, Chunk, ConnInfo, EngineConfig, EngineKind, EngineStats, Features, FileRange, KeepAlive, ListenOptions,
+    OptionName, Pool, PoolConfig, PoolStats, Selection, SocketOption, SocketOptions, TcpInfo,
 };
 pub use server::Server;
 pub use session::{CloseReason, CloseReport, ConnectionOptions, OverLimit, Refusal, SendOutcome};

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::Buf;
+use super::{Buf, FileRange};
 
 /// Bytes to send, wherever they live. Made with `From` from what the caller has; none of them copies.
 #[derive(Debug)]
@@ -12,6 +12,8 @@ pub enum Chunk {
     Buf(Buf),
     /// Shared or static bytes.
     Bytes(Bytes),
+    /// A part of a file. Boxed, since few chunks are one and every chunk has the size of the largest.
+    File(Box<FileRange>),
 }
 
 impl Chunk {
@@ -19,7 +21,10 @@ impl Chunk {
     #[must_use]
     #[inline]
     pub fn len(&self) -> usize {
-        self.as_slice().len()
+        match self {
+            Self::File(range) => range.len(),
+            inner => inner.as_slice().len(),
+        }
     }
 
     /// Whether nothing is left.
@@ -28,13 +33,15 @@ impl Chunk {
         self.len() == 0
     }
 
-    /// The bytes left to send. Their address does not change when the chunk is moved.
+    /// The bytes left to send that lie in memory: none of a file range. Their address does not change when the chunk is
+    /// moved.
     #[must_use]
     #[inline]
     pub fn as_slice(&self) -> &[u8] {
         match self {
             Self::Buf(buf) => buf,
             Self::Bytes(bytes) => bytes,
+            Self::File(_) => &[],
         }
     }
 
@@ -47,16 +54,30 @@ impl Chunk {
         match self {
             Self::Buf(buf) => buf.advance(count),
             Self::Bytes(bytes) => bytes::Buf::advance(bytes, count),
+            Self::File(range) => range.advance(count),
         }
     }
 
-    /// The bytes as [`Bytes`], which may leave the thread.
+    /// The bytes as [`Bytes`], which may leave the thread. A file range has none in memory and gives none.
     #[must_use]
     pub fn into_bytes(self) -> Bytes {
         match self {
             Self::Buf(buf) => buf.into_bytes(),
             Self::Bytes(bytes) => bytes,
+            Self::File(_) => Bytes::new(),
         }
+    }
+
+    /// Whether its bytes lie in a file.
+    #[inline]
+    pub(crate) fn is_file(&self) -> bool {
+        matches!(self, Self::File(_))
+    }
+}
+
+impl From<FileRange> for Chunk {
+    fn from(range: FileRange) -> Self {
+        Self::File(Box::new(range))
     }
 }
 

@@ -11,6 +11,7 @@
 //! Slots are handed out last-in first-out, so that the ones in use stay in the processor's cache.
 
 mod chunk;
+mod file;
 mod lease;
 mod pool;
 mod queue;
@@ -18,6 +19,8 @@ mod queue;
 mod tests;
 
 pub use chunk::Chunk;
+pub use file::FileRange;
+pub(crate) use file::truncated;
 pub use lease::Buf;
 pub(crate) use pool::SlotClass;
 #[allow(unused_imports, reason = "only io_uring lends slots to the kernel")]

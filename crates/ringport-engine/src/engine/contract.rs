@@ -347,6 +347,8 @@ pub struct Features {
     pub defer_taskrun: bool,
     /// io_uring: no iowait accounting while idle (Linux 6.15).
     pub no_iowait: bool,
+    /// Linux: sendfile(2) for ranges of files; otherwise they are read into slots.
+    pub sendfile: bool,
 }
 
 impl Default for Features {
@@ -358,6 +360,7 @@ impl Default for Features {
             measured_receive: true,
             defer_taskrun: true,
             no_iowait: true,
+            sendfile: true,
         }
     }
 }

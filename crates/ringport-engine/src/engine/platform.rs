@@ -314,3 +314,30 @@ fn holds_address(level: i32, name: i32) -> bool {
 fn holds_address(level: i32, _: i32) -> bool {
     !matches!(level, libc::SOL_SOCKET | libc::IPPROTO_TCP | libc::IPPROTO_IP | libc::IPPROTO_IPV6)
 }
+
+/// Reads at a place of a file, without its position.
+#[cfg(unix)]
+pub(crate) fn read_at(file: &std::fs::File, memory: &mut [u8], offset: u64) -> io::Result<usize> {
+    std::os::unix::fs::FileExt::read_at(file, memory, offset)
+}
+/// Reads at a place of a file; its position is moved, and used by nobody here.
+#[cfg(windows)]
+pub(crate) fn read_at(file: &std::fs::File, memory: &mut [u8], offset: u64) -> io::Result<usize> {
+    std::os::windows::fs::FileExt::seek_read(file, memory, offset)
+}
+
+/// Lets the kernel send from a file, see sendfile(2): nothing passes through this process.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+pub(crate) fn send_file(fd: BorrowedFd<'_>, range: &crate::buffer::FileRange, most: usize) -> io::Result<usize> {
+    use std::os::fd::AsRawFd;
+    let mut offset = libc::off_t::try_from(range.offset()).map_err(|_| io::ErrorKind::Unsupported)?;
+    let count = range.len().min(most);
+    // SAFETY: the call reads and writes `offset`, and no other memory.
+    let sent = unsafe { libc::sendfile(fd.as_raw_fd(), range.file().as_raw_fd(), &raw mut offset, count) };
+    usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+}
+/// Not used here: ranges are read into slots.
+#[cfg(all(unix, not(any(target_os = "linux", target_os = "android"))))]
+pub(crate) fn send_file(_: BorrowedFd<'_>, _: &crate::buffer::FileRange, _: usize) -> io::Result<usize> {
+    Err(io::ErrorKind::Unsupported.into())
+}

@@ -9,6 +9,7 @@
 mod accepting;
 mod closing;
 mod data;
+mod files;
 mod flow;
 mod identity;
 mod lifetime;
@@ -33,6 +34,9 @@ macro_rules! each_test {
             data: every_size_arrives_exactly, vectored_sends_arrive_exactly, large_messages_stream_both_ways,
                 one_send_is_in_flight, sent_says_what_the_kernel_took, unsent_comes_back, sent_bytes_need_no_caller,
                 received_buffers_are_sent_on, small_writes_coalesce;
+            files: a_large_file_arrives_between_other_chunks, ranges_and_offsets, many_files_in_one_queue,
+                a_disconnect_midway_gives_the_rest_back, a_file_that_is_too_short_closes, a_fin_follows_a_file,
+                a_large_file_starves_nobody;
             flow: pausing_loses_nothing, pause_then_fin, idle_connections_pin_no_buffer, a_dry_pool_is_transient,
                 one_slot_feeds_many, low_slots_are_copied, addresses_match;
             identity: stale_ids_do_nothing, slots_are_reused_with_new_generations, churn_returns_everything;
@@ -70,6 +74,7 @@ macro_rules! engines {
 engines! {
     sim: crate::subject::Sim;
     epoll: crate::subject::Epoll;
+    epoll_plain: crate::subject::EpollPlain;
     uring: crate::subject::Uring;
     uring_no_multishot: crate::subject::UringNoMultishot;
     uring_no_direct: crate::subject::UringNoDirect;

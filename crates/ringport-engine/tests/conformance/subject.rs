@@ -52,6 +52,7 @@ macro_rules! subject {
 }
 
 subject!(/** epoll. */ Epoll, ReadinessEngine, Epoll);
+subject!(/** epoll that reads files itself. */ EpollPlain, ReadinessEngine, Epoll, sendfile);
 subject!(/** io_uring with all it has. */ Uring, UringEngine, Uring);
 subject!(/** io_uring that accepts and receives one at a time. */
     UringNoMultishot, UringEngine, Uring, multishot_accept, multishot_receive);
@@ -60,7 +61,8 @@ subject!(/** io_uring that receives large messages by plain calls without measur
     UringNotMeasured, UringEngine, Uring, measured_receive);
 subject!(/** io_uring that runs its work when it likes. */ UringNoDefer, UringEngine, Uring, defer_taskrun, no_iowait);
 subject!(/** io_uring with nothing but single-shot operations. */
-    UringPlain, UringEngine, Uring, multishot_accept, multishot_receive, direct_receive, defer_taskrun, no_iowait);
+    UringPlain, UringEngine, Uring, multishot_accept, multishot_receive, direct_receive, defer_taskrun, no_iowait,
+    sendfile);
 
 /// What a test needs to know about the engine it runs on.
 #[derive(Clone)]

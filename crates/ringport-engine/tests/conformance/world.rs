@@ -143,7 +143,7 @@ impl<E: Engine> Side<E> {
     pub fn send(&mut self, conn: ConnId, data: impl Into<Chunk>) {
         let data = data.into();
         let log = self.log(conn);
-        log.wanted.extend_from_slice(data.as_slice());
+        log.wanted.extend(content(&data));
         log.outbox.push(data);
         self.pump(conn);
     }
@@ -252,10 +252,11 @@ impl<E: Engine> Side<E> {
     fn closed(&mut self, conn: ConnId, why: Option<io::Error>, unsent: &[Chunk], unacked: Option<u64>) {
         assert!(self.gone.insert(conn), "{conn} closed twice");
         let log = self.log(conn);
-        let unsent: Vec<u8> = unsent.iter().flat_map(|piece| piece.as_slice().to_vec()).collect();
+        let unsent: Vec<u8> = unsent.iter().flat_map(content).collect();
         assert!(unsent.len() as u64 <= log.in_flight, "{conn}: {} of {} came back", unsent.len(), log.in_flight);
-        let taken = &log.wanted[..log.taken as usize];
-        assert!(taken.ends_with(&unsent), "{conn}: other bytes came back than were taken");
+        // A test that sends large files past the harness keeps its own account.
+        let taken = log.wanted.get(..log.taken as usize).unwrap_or_default();
+        assert!(unsent.is_empty() || taken.ends_with(&unsent), "{conn}: other bytes came back than were taken");
         // A FIN that is under way counts as a byte, see tcp(7).
         assert!(
             unacked.is_none_or(|unacked| unacked <= log.taken + 1),
@@ -475,6 +476,20 @@ impl<E: Engine> Side<E> {
 
 fn mark_of(address: &SockAddr) -> String {
     format!("{:?}", address.as_socket())
+}
+
+/// The bytes of a piece. Where a file is shorter than was promised, there are zeros.
+pub fn content(piece: &Chunk) -> Vec<u8> {
+    let Chunk::File(range) = piece else { return piece.as_slice().to_vec() };
+    let (mut range, mut bytes) = (range.as_ref().clone(), vec![0; range.len()]);
+    let mut at = 0;
+    while let Ok(count) = range.read(&mut bytes[at..])
+        && count > 0
+    {
+        range.advance(count);
+        at += count;
+    }
+    bytes
 }
 
 pub fn local_address() -> SockAddr {

@@ -42,6 +42,7 @@ use self::accept::Listener;
 pub(crate) use self::probe::probe;
 use self::wait::{Ready, Target, Turn};
 use super::contract::{Close, ConnInfo, Engine, EngineConfig, EngineStats, Event, SendProgress, Wake, Waker, Want};
+use super::direct::Sender;
 use super::platform;
 use super::spin::Spin;
 use crate::buffer::{Pool, SendQueue};
@@ -71,6 +72,7 @@ pub struct ReadinessEngine {
     starved: VecDeque<ConnId>,
     waker: Waker,
     spin: Spin,
+    sender: Sender,
     events_per_turn: usize,
     bytes_per_turn: usize,
     now: Instant,
@@ -162,6 +164,7 @@ impl Engine for ReadinessEngine {
             starved: VecDeque::new(),
             waker: Waker(Arc::new(waker)),
             spin: Spin::new(config.spin),
+            sender: Sender { blocking: false, sendfile: config.features.sendfile },
             events_per_turn: config.events_per_turn.max(1),
             bytes_per_turn: config.bytes_per_turn.max(1),
             now: Instant::now(),

@@ -296,7 +296,9 @@ impl ReadinessEngine {
         if conn.connecting {
             return self.finish_connect(id);
         }
+        // One that is in the list again has had its share of this turn.
         if conn.writable
+            && !conn.queued
             && let Some(event) = self.continue_send(id)
         {
             return Some(event);

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use super::network::Action;
+use super::network::{Action, Note};
 use super::{ConnState, SimEngine};
 use crate::buffer::{Chunk, SendQueue};
 use crate::engine::contract::{Close, Event};
@@ -32,10 +32,14 @@ impl SimEngine {
         let mut state = self.network.lock();
         let socket = state.sockets.get_mut(conn.socket)?;
         socket.noted = false;
-        let why = socket.error.map(io::Error::from)?;
+        let why = socket.error.or(conn.failed).map(io::Error::from)?;
         if socket.armed && !socket.incoming.is_empty() {
             // What arrived before the failure is delivered first.
+            let by_itself = socket.error.is_some();
             state.note_receive(conn.socket);
+            if !by_itself {
+                state.schedule(Action::Tell(self.number, Note::Failed(id)));
+            }
             return None;
         }
         let unacked = Some(socket.outgoing.len() as u64);

@@ -75,6 +75,8 @@ struct Conn {
     state: ConnState,
     /// What `send` took and the kernel did not yet.
     record: SendQueue,
+    /// What was to be sent could not be read.
+    failed: Option<io::ErrorKind>,
     /// A FIN was asked for.
     finishing: bool,
     /// The peer's FIN was reported.
@@ -95,8 +97,17 @@ enum ConnState {
 
 impl Conn {
     fn new(socket: Id, state: ConnState) -> Self {
-        let record = SendQueue::new();
-        Self { socket, state, record, finishing: false, peer_closed: false, starving: false, received: 0, turn: 0 }
+        Self {
+            socket,
+            state,
+            record: SendQueue::new(),
+            failed: None,
+            finishing: false,
+            peer_closed: false,
+            starving: false,
+            received: 0,
+            turn: 0,
+        }
     }
 }
 

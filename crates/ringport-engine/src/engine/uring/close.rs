@@ -12,8 +12,9 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use super::ring::Block;
-use super::send::Flight;
+use super::send::{Flight, TRUNCATED};
 use super::{Farewell, Op, State, UringEngine};
+use crate::buffer::truncated;
 use crate::engine::contract::{Close, DROP_WAIT, Event};
 use crate::engine::platform;
 use crate::id::{ConnId, ListenerId};
@@ -83,7 +84,11 @@ impl UringEngine {
         if let (true, Some(chooser)) = (conn.large, &mut self.chooser) {
             chooser.count(false);
         }
-        let why = (conn.error != 0).then(|| io::Error::from_raw_os_error(conn.error));
+        let why = match conn.error {
+            0 => None,
+            TRUNCATED => Some(truncated()),
+            error => Some(io::Error::from_raw_os_error(error)),
+        };
         Some(Event::Closed { conn: id, why, unsent: conn.flight.unsent(), unacked: conn.unacked.map(u64::from) })
     }
 

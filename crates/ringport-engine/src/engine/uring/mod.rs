@@ -63,6 +63,7 @@ use self::ring::{BufferRing, Ring};
 use self::send::{Batch, Flight};
 use self::wait::Bell;
 use super::contract::{Close, ConnInfo, Engine, EngineConfig, EngineStats, Event, SendProgress, Waker, Want};
+use super::direct::Sender;
 use super::platform;
 use super::spin::Spin;
 use crate::buffer::{Pool, SendQueue};
@@ -268,6 +269,7 @@ pub struct UringEngine {
     alarms: u32,
     alarm_time: Box<Timespec>,
     spin: Spin,
+    sender: Sender,
     now: Instant,
     stats: EngineStats,
 }
@@ -355,6 +357,7 @@ impl Engine for UringEngine {
             alarms: 0,
             alarm_time: Box::default(),
             spin: Spin::new(config.spin),
+            sender: Sender { blocking: true, sendfile: features.sendfile },
             now: Instant::now(),
             stats: EngineStats::default(),
         })

@@ -1,5 +1,6 @@
 //! Sending: at most one record in flight for each connection, which owns what the kernel reads.
 
+use std::io;
 use std::os::fd::AsFd;
 
 use io_uring::opcode;
@@ -8,7 +9,7 @@ use super::ring::Completion;
 use super::{Mode, Op, State, UringEngine};
 use crate::buffer::{Chunk, SendQueue};
 use crate::engine::contract::{Event, SendProgress};
-use crate::engine::direct::{self, PIECES_PER_SEND};
+use crate::engine::direct::{self, PIECES_PER_SEND, Then};
 use crate::id::ConnId;
 use crate::socket::SockAddr;
 
@@ -29,6 +30,11 @@ pub(super) enum Flight {
     /// One piece, by far the most frequent.
     One(Chunk),
     Many(Box<Batch>),
+    /// A file, and what of it was read already. A poll says when there is room, and plain calls send.
+    ///
+    /// A splice operation would not wait like that: it always runs on a worker thread of the kernel, and keeps that
+    /// thread as long as the peer does not read.
+    Polled(Box<SendQueue>),
 }
 
 /// Several pieces and their description for sendmsg(2).
@@ -49,8 +55,12 @@ impl Batch {
     /// Moves pieces out of `queue`, as many as one call can send.
     fn load(&mut self, queue: &mut SendQueue) {
         for _ in 0..PIECES_PER_SEND {
-            let Some(piece) = queue.pop() else { return };
-            self.pieces.push(piece);
+            if queue.front().is_none_or(Chunk::is_file) {
+                return;
+            }
+            if let Some(piece) = queue.pop() {
+                self.pieces.push(piece);
+            }
         }
     }
 
@@ -68,7 +78,7 @@ impl Flight {
     #[inline]
     fn consume(&mut self, bytes: usize) -> bool {
         match self {
-            Self::None | Self::Address(_) => true,
+            Self::None | Self::Address(_) | Self::Polled(_) => true,
             Self::One(piece) if bytes >= piece.len() => true,
             Self::One(piece) => {
                 piece.advance(bytes);
@@ -87,8 +97,18 @@ impl Flight {
             Self::None | Self::Address(_) => Vec::new(),
             Self::One(piece) => vec![piece],
             Self::Many(mut batch) => std::iter::from_fn(|| batch.pieces.pop()).collect(),
+            Self::Polled(mut pieces) => std::iter::from_fn(|| pieces.pop()).collect(),
         }
     }
+}
+
+/// Stands for a file that was too short, where an `errno` is kept.
+pub(super) const TRUNCATED: i32 = i32::MAX;
+
+/// An error as [`Conn::error`](super::Conn) keeps it.
+fn code_of(error: &io::Error) -> i32 {
+    let other = if error.kind() == io::ErrorKind::UnexpectedEof { TRUNCATED } else { libc::EIO };
+    error.raw_os_error().unwrap_or(other)
 }
 
 impl UringEngine {
@@ -103,17 +123,17 @@ impl UringEngine {
             return SendProgress { bytes: 0, idle: true };
         }
         let mut bytes = 0;
-        if self.send_at_once || conn.mode != Mode::Multishot {
+        if self.send_at_once || conn.mode != Mode::Multishot || queue.front().is_some_and(Chunk::is_file) {
             let Some(fd) = &conn.fd else { return NOTHING };
-            match direct::send(fd.as_fd(), queue, &mut self.stats.calls) {
-                Ok(sent) => bytes = sent,
-                Err(error) => {
-                    self.fail(id, error.raw_os_error().unwrap_or(libc::EIO));
-                    return NOTHING;
+            let sent = self.sender.send(fd.as_fd(), queue, &self.pool, &mut self.stats.calls);
+            bytes = sent.bytes;
+            match sent.then {
+                Then::Done => return SendProgress { bytes, idle: true },
+                Then::Full | Then::Later => {}
+                Then::Failed(error) => {
+                    self.fail(id, code_of(&error));
+                    return SendProgress { bytes, idle: false };
                 }
-            }
-            if queue.is_empty() {
-                return SendProgress { bytes, idle: true };
             }
         }
         self.load_flight(id, queue);
@@ -124,7 +144,11 @@ impl UringEngine {
     /// Moves the front of `queue` to where the kernel can read it.
     #[inline]
     fn load_flight(&mut self, id: ConnId, queue: &mut SendQueue) {
-        let flight = if queue.pieces() == 1 {
+        let flight = if queue.front().is_some_and(Chunk::is_file) {
+            let mut file = Box::new(SendQueue::new());
+            queue.pop().into_iter().for_each(|piece| file.push(piece));
+            Flight::Polled(file)
+        } else if queue.pieces() == 1 {
             queue.pop().map_or(Flight::None, Flight::One)
         } else {
             let mut batch = self.spare_batches.pop().unwrap_or_else(Batch::new);
@@ -149,6 +173,7 @@ impl UringEngine {
                 opcode::Send::new(fd, data.as_ptr(), length).flags(FLAGS).build()
             }
             Flight::Many(batch) => opcode::SendMsg::new(fd, batch.describe()).flags(FLAGS as u32).build(),
+            Flight::Polled(_) => opcode::PollAdd::new(fd, libc::EPOLLOUT as u32).build(),
         };
         conn.arm(Op::Send);
         // SAFETY: the bytes belong to the flight, and with several pieces the description does, too. The flight stays in
@@ -163,6 +188,9 @@ impl UringEngine {
         if completion.result < 0 {
             self.send_failed(id, -completion.result);
             return None;
+        }
+        if matches!(conn.flight, Flight::Polled(_)) {
+            return self.continue_polled(id);
         }
         let bytes = completion.result as usize;
         let idle = conn.flight.consume(bytes);
@@ -181,6 +209,30 @@ impl UringEngine {
         }
         // A failing connection takes no more, but what the kernel took still counts.
         if closing { None } else { Some(Event::Sent { conn: id, bytes, idle: idle && open }) }
+    }
+
+    /// There is room for more of a file.
+    fn continue_polled(&mut self, id: ConnId) -> Option<Event> {
+        let conn = self.conns.get_mut(id)?;
+        if conn.state != State::Open {
+            self.settle(id);
+            return None;
+        }
+        let (Flight::Polled(pieces), Some(fd)) = (&mut conn.flight, &conn.fd) else { return None };
+        let sent = self.sender.send(fd.as_fd(), pieces, &self.pool, &mut self.stats.calls);
+        let (bytes, idle) = (sent.bytes, matches!(sent.then, Then::Done));
+        match sent.then {
+            Then::Done => {
+                conn.flight = Flight::None;
+                if conn.finishing {
+                    self.send_fin(id);
+                }
+            }
+            // The poll is answered at once if there is room still, but only in the next turn.
+            Then::Full | Then::Later => self.submit_flight(id),
+            Then::Failed(error) => self.fail(id, code_of(&error)),
+        }
+        (bytes > 0).then_some(Event::Sent { conn: id, bytes, idle })
     }
 
     #[cold]

@@ -170,6 +170,7 @@ pub(super) fn all_masks() -> Vec<Features> {
             measured_receive: false,
             defer_taskrun: false,
             no_iowait: false,
+            sendfile: false,
         },
     ]
 }
