@@ -57,6 +57,7 @@ When it accepts it prints one line for each listener to standard output:
 Examples:
   ringport serve echo --workers 2 --pin
   ringport serve generate --listen 127.0.0.1:0 --send-limit 1MiB
+  ringport serve files public --listen 0.0.0.0:8080
   ringport serve discard --listen unix:/run/sink --idle-timeout 30s
 
 Durations are written 500ms, 30s, 5m (0 is off), sizes 64k, 10MiB.";
@@ -66,6 +67,9 @@ pub(crate) struct Serve {
     /// What to do with a connection
     #[arg(value_enum)]
     pub(crate) service: ServiceName,
+    /// The folder to serve (files only)
+    #[arg(value_name = "DIR", required_if_eq("service", "files"))]
+    pub(crate) folder: Option<PathBuf>,
     /// Where to listen: HOST:PORT, [IPv6]:PORT or unix:PATH; may be given several times, port 0 picks a free one
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:6628")]
     pub(crate) listen: Vec<Address>,
@@ -103,6 +107,13 @@ pub(crate) struct Serve {
     pub(crate) log: LevelFilter,
 }
 
+impl Serve {
+    /// Whether a folder was given to a service that serves none.
+    pub(crate) fn has_needless_folder(&self) -> bool {
+        self.folder.is_some() && !matches!(self.service, ServiceName::Files)
+    }
+}
+
 fn send_limit(text: &str) -> Result<u64, String> {
     let bytes = units::bytes(text)?;
     if bytes < SEND_LIMIT_MIN { Err("at least 1KiB is needed".to_owned()) } else { Ok(bytes) }
@@ -116,6 +127,8 @@ pub(crate) enum ServiceName {
     Discard,
     /// Send the bytes 0 to 255 over and over
     Generate,
+    /// Serve the files of a folder over HTTP/1.1
+    Files,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -8,6 +8,7 @@ use ringport::{ConnectionOptions, EngineConfig, ListenOptions, OverLimit, Runnin
 
 use crate::Failure;
 use crate::args::{OverLimitName, Serve, ServiceName, SpreadName};
+use crate::files::{Files, Folder};
 use crate::services::{Discard, Echo, Generate};
 
 /// Above this many waiting bytes a connection is full, unless the send limit is small.
@@ -16,7 +17,7 @@ const HIGH_MARK: u64 = 256 << 10;
 /// Serves until a signal, then drains.
 pub(crate) fn run(options: Serve) -> Result<ExitCode, Failure> {
     let drain = options.drain;
-    let running = server(options).start()?;
+    let running = server(options)?.start()?;
     let handle = running.handle();
     stop_on_signals(handle.clone(), drain)?;
     announce(&running)?;
@@ -26,7 +27,8 @@ pub(crate) fn run(options: Serve) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn server(options: Serve) -> Server {
+fn server(options: Serve) -> Result<Server, Failure> {
+    let folder = folder(&options)?;
     let limit = options.send_limit;
     let high_mark = HIGH_MARK.min(limit / 2);
     let over_limit = match options.over_limit {
@@ -50,16 +52,32 @@ fn server(options: Serve) -> Server {
             SpreadName::LeastLoaded => Spread::LeastLoaded,
         });
     let refused_above = (over_limit == OverLimit::Refuse).then_some(limit);
-    options.listen.into_iter().fold(server, |server, address| {
+    Ok(options.listen.into_iter().fold(server, |server, address| {
         let (sockets, connections) = (ListenOptions::default(), connections.clone());
+        if let Some(folder) = folder.clone() {
+            let make = move || Files::new(folder.clone(), limit, high_mark);
+            return server.listen_with(address, sockets, connections, make);
+        }
         match options.service {
             ServiceName::Echo => server.listen_with(address, sockets, connections, move || Echo { refused_above }),
-            ServiceName::Discard => server.listen_with(address, sockets, connections, || Discard),
+            // A folder is required for it, and without one this is never reached.
+            ServiceName::Discard | ServiceName::Files => server.listen_with(address, sockets, connections, || Discard),
             ServiceName::Generate => {
                 server.listen_with(address, sockets, connections, move || Generate::new(limit, high_mark))
             }
         }
-    })
+    }))
+}
+
+/// The folder that is to be served; a service that serves none has none.
+fn folder(options: &Serve) -> Result<Option<Folder>, Failure> {
+    match (&options.folder, options.service) {
+        (Some(path), ServiceName::Files) => {
+            let opened = Folder::open(path);
+            Ok(Some(opened.map_err(|error| Failure(format!("cannot serve {}: {error}", path.display())))?))
+        }
+        _ => Ok(None),
+    }
 }
 
 /// The first signal drains, the second ends the process.

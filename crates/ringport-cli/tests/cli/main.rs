@@ -6,6 +6,7 @@ mod bench;
 mod connect;
 mod denied;
 mod drain;
+mod files;
 mod hostile;
 mod program;
 mod serve;
