@@ -298,6 +298,8 @@ pub struct EngineStats {
     pub mode_changes: u64,
     /// Waits that polled before they would have parked ([`EngineConfig::spin`]).
     pub spins: u64,
+    /// Sends that the kernel made without a copy, or at least from the memory itself (io_uring only).
+    pub zero_copies: u64,
 }
 
 /// How an engine is opened.
@@ -313,6 +315,10 @@ pub struct EngineConfig {
     /// Polls for at most this long before a wait parks the thread, as long as recent waits were that short. It spares a
     /// wake-up and costs processor time. Off if `None`, at most [`SPIN_MAX`]; the simulator ignores it.
     pub spin: Option<Duration>,
+    /// io_uring sends pieces of at least this many bytes without copying them into the kernel. Their memory is in use, and
+    /// counts as queued, until the peer has acknowledged them. Off if `None`: on loopback it was never cheaper, and on a
+    /// real device it has to be measured. Other engines ignore it.
+    pub zero_copy_above: Option<usize>,
     /// The network of the simulator; other engines ignore it.
     pub network: Option<crate::engine::sim::Network>,
 }
@@ -325,6 +331,7 @@ impl Default for EngineConfig {
             bytes_per_turn: 256 * 1024,
             features: Features::default(),
             spin: None,
+            zero_copy_above: None,
             network: None,
         }
     }
@@ -349,6 +356,8 @@ pub struct Features {
     pub no_iowait: bool,
     /// Linux: sendfile(2) for ranges of files; otherwise they are read into slots.
     pub sendfile: bool,
+    /// io_uring: sends without a copy (Linux 6.0), where [`EngineConfig::zero_copy_above`] asks for them.
+    pub zero_copy: bool,
 }
 
 impl Default for Features {
@@ -361,6 +370,7 @@ impl Default for Features {
             defer_taskrun: true,
             no_iowait: true,
             sendfile: true,
+            zero_copy: true,
         }
     }
 }

@@ -20,6 +20,7 @@ mod simulator;
 mod spin;
 mod subject;
 mod world;
+mod zero_copy;
 
 /// Hands the list of tests to `$suite`.
 macro_rules! each_test {
@@ -47,6 +48,8 @@ macro_rules! each_test {
             options: options_round_trip, options_at_creation, raw_options_round_trip, tcp_info_knows_the_connection,
                 stale_ids_have_no_options;
             spin: a_spinning_engine_serves_all, a_spinning_engine_comes_to_rest, a_spinning_engine_keeps_deadlines;
+            zero_copy: pieces_are_in_use_until_sent, masked_it_is_an_ordinary_send,
+                closing_with_pieces_on_loan_loses_nothing, a_unix_socket_falls_back;
             random: any_sequence_keeps_the_ledger;
         }
     };
@@ -81,4 +84,5 @@ engines! {
     uring_not_measured: crate::subject::UringNotMeasured;
     uring_no_defer: crate::subject::UringNoDefer;
     uring_plain: crate::subject::UringPlain;
+    uring_zero_copy: crate::subject::UringZeroCopy;
 }

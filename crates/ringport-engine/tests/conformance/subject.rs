@@ -23,6 +23,10 @@ pub trait Subject {
     fn features() -> Features {
         Features::default()
     }
+    /// From which size on it sends without a copy.
+    fn zero_copy_above() -> Option<usize> {
+        None
+    }
 }
 
 /// The simulator.
@@ -62,7 +66,18 @@ subject!(/** io_uring that receives large messages by plain calls without measur
 subject!(/** io_uring that runs its work when it likes. */ UringNoDefer, UringEngine, Uring, defer_taskrun, no_iowait);
 subject!(/** io_uring with nothing but single-shot operations. */
     UringPlain, UringEngine, Uring, multishot_accept, multishot_receive, direct_receive, defer_taskrun, no_iowait,
-    sendfile);
+    sendfile, zero_copy);
+
+/// io_uring that sends without a copy whatever is larger than a small message.
+pub struct UringZeroCopy;
+
+impl Subject for UringZeroCopy {
+    type Engine = UringEngine;
+    const KIND: Option<EngineKind> = Some(EngineKind::Uring);
+    fn zero_copy_above() -> Option<usize> {
+        Some(500)
+    }
+}
 
 /// What a test needs to know about the engine it runs on.
 #[derive(Clone)]
@@ -75,6 +90,8 @@ pub struct Setup {
     pub sim: bool,
     /// What of the kernel may be used.
     pub features: Features,
+    /// From which size on it may send without a copy.
+    pub zero_copy_above: Option<usize>,
 }
 
 impl Setup {
@@ -88,6 +105,7 @@ impl Setup {
     pub fn config_with(&self, faults: Faults) -> EngineConfig {
         let mut config = EngineConfig::default();
         config.features = self.features;
+        config.zero_copy_above = self.zero_copy_above;
         config.network = self.sim.then(|| Network::with_faults(self.seed, faults));
         config
     }
@@ -96,7 +114,8 @@ impl Setup {
 /// Runs `body` on the engine: once on a real one, with many seeds on the simulator.
 pub fn run<S: Subject>(path: &str, body: fn(&Setup)) {
     let path = path.trim_start_matches("conformance::").to_owned();
-    let mut setup = Setup { seed: 1, path, sim: S::KIND.is_none(), features: S::features() };
+    let (sim, features, zero_copy_above) = (S::KIND.is_none(), S::features(), S::zero_copy_above());
+    let mut setup = Setup { seed: 1, path, sim, features, zero_copy_above };
     if let Some(kind) = S::KIND {
         return match refusal(kind, &setup.config()) {
             Some(reason) => eprintln!("skipped: {reason}"),

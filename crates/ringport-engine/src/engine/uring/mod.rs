@@ -32,8 +32,8 @@
 //! - Sockets are blocking: on a non-blocking one an operation would answer `EAGAIN` instead of waiting. Plain calls say
 //!   `MSG_DONTWAIT` each time.
 //!
-//! Rejected after measuring: direct descriptors, sends without a completion on success, zero-copy sends and a polling
-//! kernel thread (no gain or a loss on this path), `close` as an operation (a connection that closes has nothing else
+//! Rejected after measuring: direct descriptors, sends without a completion on success and a polling kernel thread (no gain
+//! or a loss on this path; zero-copy sends lose, too, on loopback, and are off unless asked for), `close` as an operation (a connection that closes has nothing else
 //! to batch with).
 
 mod accept;
@@ -47,6 +47,7 @@ mod send;
 #[cfg(test)]
 mod tests;
 mod wait;
+mod zero;
 
 use std::collections::VecDeque;
 use std::io;
@@ -62,6 +63,7 @@ use self::adapt::Chooser;
 use self::ring::{BufferRing, Ring};
 use self::send::{Batch, Flight};
 use self::wait::Bell;
+use self::zero::Loan;
 use super::contract::{Close, ConnInfo, Engine, EngineConfig, EngineStats, Event, SendProgress, Waker, Want};
 use super::direct::Sender;
 use super::platform;
@@ -85,6 +87,7 @@ enum Op {
     Connect = 5,
     Ring = 6,
     Alarm = 7,
+    SendZc = 8,
 }
 
 impl Op {
@@ -228,6 +231,10 @@ pub struct UringEngine {
     conns: ManuallyDrop<Table<Conn>>,
     buffers: ManuallyDrop<Option<BufferRing>>,
     pool: ManuallyDrop<Pool>,
+    /// Pieces that the kernel reads from until it notifies.
+    loans: ManuallyDrop<Table<Loan>>,
+    /// A piece of this many bytes is sent without a copy.
+    zero_copy_above: Option<usize>,
     listeners: Table<Listener>,
     bell: Arc<Bell>,
     bell_armed: bool,
@@ -287,7 +294,11 @@ impl UringEngine {
         conn.cancelled |= ending;
         for op in Op::OF_CONN {
             if ending & op.bit() != 0 {
-                self.cancel_tag(op.tag(id));
+                let conn = self.conns.get(id);
+                match conn.map(|conn| &conn.flight) {
+                    Some(Flight::ZeroCopy(loan)) if op == Op::Send => self.cancel_tag(Op::SendZc.tag(*loan)),
+                    _ => self.cancel_tag(op.tag(id)),
+                }
             }
         }
     }
@@ -328,6 +339,8 @@ impl Engine for UringEngine {
             conns: ManuallyDrop::new(Table::new()),
             buffers: ManuallyDrop::new(buffers),
             pool: ManuallyDrop::new(pool),
+            loans: ManuallyDrop::new(Table::new()),
+            zero_copy_above: config.zero_copy_above.filter(|_| features.zero_copy),
             listeners: Table::new(),
             bell,
             bell_armed: true,

@@ -6,11 +6,12 @@ use std::os::fd::AsFd;
 use io_uring::opcode;
 
 use super::ring::Completion;
+use super::zero::is_for_loan;
 use super::{Mode, Op, State, UringEngine};
 use crate::buffer::{Chunk, SendQueue};
 use crate::engine::contract::{Event, SendProgress};
 use crate::engine::direct::{self, PIECES_PER_SEND, Then};
-use crate::id::ConnId;
+use crate::id::{ConnId, Id};
 use crate::socket::SockAddr;
 
 /// Whether a connection in multishot mode, too, sends by a plain call at once. Measured with echoes of 64 and 1,024 bytes
@@ -20,7 +21,7 @@ pub(super) const SEND_AT_ONCE: bool = false;
 /// Records with several pieces that are kept for reuse; each has about 1 KiB.
 const SPARE_BATCHES: usize = 64;
 
-const FLAGS: i32 = libc::MSG_NOSIGNAL;
+pub(super) const FLAGS: i32 = libc::MSG_NOSIGNAL;
 
 /// What the kernel reads from while an operation is armed. Moving it does not move the bytes.
 pub(super) enum Flight {
@@ -35,6 +36,8 @@ pub(super) enum Flight {
     /// A splice operation would not wait like that: it always runs on a worker thread of the kernel, and keeps that
     /// thread as long as the peer does not read.
     Polled(Box<SendQueue>),
+    /// A piece on loan, see [`zero`](super::zero).
+    ZeroCopy(Id),
 }
 
 /// Several pieces and their description for sendmsg(2).
@@ -78,7 +81,7 @@ impl Flight {
     #[inline]
     fn consume(&mut self, bytes: usize) -> bool {
         match self {
-            Self::None | Self::Address(_) | Self::Polled(_) => true,
+            Self::None | Self::Address(_) | Self::Polled(_) | Self::ZeroCopy(_) => true,
             Self::One(piece) if bytes >= piece.len() => true,
             Self::One(piece) => {
                 piece.advance(bytes);
@@ -94,7 +97,7 @@ impl Flight {
     /// What has not been sent.
     pub(super) fn unsent(self) -> Vec<Chunk> {
         match self {
-            Self::None | Self::Address(_) => Vec::new(),
+            Self::None | Self::Address(_) | Self::ZeroCopy(_) => Vec::new(),
             Self::One(piece) => vec![piece],
             Self::Many(mut batch) => std::iter::from_fn(|| batch.pieces.pop()).collect(),
             Self::Polled(mut pieces) => std::iter::from_fn(|| pieces.pop()).collect(),
@@ -116,14 +119,16 @@ impl UringEngine {
     pub(super) fn start_send(&mut self, id: ConnId, queue: &mut SendQueue) -> SendProgress {
         const NOTHING: SendProgress = SendProgress { bytes: 0, idle: false };
         let Some(conn) = self.conns.get_mut(id) else { return NOTHING };
-        if conn.state != State::Open || conn.finishing || conn.is_armed(Op::Send) {
+        if conn.state != State::Open || conn.finishing || conn.is_sending() {
             return NOTHING;
         }
         if queue.is_empty() {
             return SendProgress { bytes: 0, idle: true };
         }
         let mut bytes = 0;
-        if self.send_at_once || conn.mode != Mode::Multishot || queue.front().is_some_and(Chunk::is_file) {
+        let at_once = self.send_at_once || conn.mode != Mode::Multishot;
+        let loan = queue.front().is_some_and(|piece| is_for_loan(self.zero_copy_above, piece));
+        if (at_once && !loan) || queue.front().is_some_and(Chunk::is_file) {
             let Some(fd) = &conn.fd else { return NOTHING };
             let sent = self.sender.send(fd.as_fd(), queue, &self.pool, &mut self.stats.calls);
             bytes = sent.bytes;
@@ -136,8 +141,16 @@ impl UringEngine {
                 }
             }
         }
-        self.load_flight(id, queue);
-        self.submit_flight(id);
+        match queue.front() {
+            Some(piece) if is_for_loan(self.zero_copy_above, piece) => {
+                let piece = queue.pop();
+                piece.into_iter().for_each(|piece| self.lend(id, piece));
+            }
+            _ => {
+                self.load_flight(id, queue);
+                self.submit_flight(id);
+            }
+        }
         SendProgress { bytes, idle: false }
     }
 
@@ -161,11 +174,11 @@ impl UringEngine {
     }
 
     #[inline]
-    fn submit_flight(&mut self, id: ConnId) {
+    pub(super) fn submit_flight(&mut self, id: ConnId) {
         let Some(conn) = self.conns.get_mut(id) else { return };
         let fd = conn.target();
         let entry = match &mut conn.flight {
-            Flight::None | Flight::Address(_) => return,
+            Flight::None | Flight::Address(_) | Flight::ZeroCopy(_) => return,
             Flight::One(piece) => {
                 let data = piece.as_slice();
                 // A piece of 4 GiB or more goes in parts; the completion says how much went.
@@ -259,7 +272,7 @@ impl UringEngine {
         if std::mem::replace(&mut conn.finishing, true) {
             return;
         }
-        if conn.state == State::Open && !conn.is_armed(Op::Send) {
+        if conn.state == State::Open && !conn.is_sending() {
             self.send_fin(id);
         }
     }

@@ -174,7 +174,7 @@ impl UringEngine {
     }
 
     #[inline]
-    fn translate(&mut self, completion: Completion) -> Option<Event> {
+    pub(super) fn translate(&mut self, completion: Completion) -> Option<Event> {
         const RECEIVE: u64 = Op::Receive as u64;
         const SEND: u64 = Op::Send as u64;
         const POLL: u64 = Op::Poll as u64;
@@ -182,9 +182,11 @@ impl UringEngine {
         const CONNECT: u64 = Op::Connect as u64;
         const RING: u64 = Op::Ring as u64;
         const ALARM: u64 = Op::Alarm as u64;
+        const SEND_ZC: u64 = Op::SendZc as u64;
         match completion.tag >> 60 {
             RECEIVE => self.on_receive(completion),
             SEND => self.on_send(completion),
+            SEND_ZC => self.on_zero_copy(completion),
             POLL => self.on_poll(completion),
             ACCEPT => self.on_accept(completion),
             CONNECT => self.on_connect(completion),
