@@ -211,6 +211,32 @@ impl<S> Connection<'_, S> {
         self.facts.tcp_info(self.session().conn)
     }
 
+    /// Queues one byte as urgent data (TCP's out-of-band byte), in order with all else that is sent.
+    pub fn send_urgent(&mut self, byte: u8) -> SendOutcome {
+        self.send(Chunk::urgent(byte))
+    }
+
+    /// Keeps urgent data in the stream, lets [`Handler::data`] end before it, and [`at_mark`](Self::at_mark) tell where that is.
+    /// Best asked for in [`Handler::open`]; it makes each receive a little dearer.
+    ///
+    /// # Errors
+    ///
+    /// As [`set_option`](Self::set_option); `Unsupported` in a simulation.
+    pub fn watch_urgent(&mut self) -> io::Result<()> {
+        let conn = self.session().conn;
+        self.facts.watch_urgent(conn)
+    }
+
+    /// Whether the next byte is the one that was last sent as urgent. Asked in [`Handler::data`] it means the byte behind
+    /// `data`.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound` when the connection is gone, `Unsupported` in a simulation and for Unix sockets.
+    pub fn at_mark(&self) -> io::Result<bool> {
+        self.facts.at_mark(self.session().conn)
+    }
+
     /// The time of this turn of the worker. Virtual in a simulation.
     #[must_use]
     pub fn now(&self) -> Instant {

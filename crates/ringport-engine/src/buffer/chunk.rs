@@ -14,6 +14,9 @@ pub enum Chunk {
     Bytes(Bytes),
     /// A part of a file. Boxed, since few chunks are one and every chunk has the size of the largest.
     File(Box<FileRange>),
+    /// One byte of urgent data (TCP's out-of-band byte, see tcp(7)). Made by [`Chunk::urgent`]; boxed, since its address must
+    /// not change.
+    Urgent(Box<u8>),
 }
 
 impl Chunk {
@@ -42,6 +45,7 @@ impl Chunk {
             Self::Buf(buf) => buf,
             Self::Bytes(bytes) => bytes,
             Self::File(_) => &[],
+            Self::Urgent(byte) => std::slice::from_ref(byte),
         }
     }
 
@@ -55,6 +59,9 @@ impl Chunk {
             Self::Buf(buf) => buf.advance(count),
             Self::Bytes(bytes) => bytes::Buf::advance(bytes, count),
             Self::File(range) => range.advance(count),
+            // A chunk of one byte that was sent is an empty one.
+            Self::Urgent(_) if count == 1 => *self = Self::Bytes(Bytes::new()),
+            Self::Urgent(_) => assert_eq!(count, 0, "an urgent byte is one byte"),
         }
     }
 
@@ -65,7 +72,21 @@ impl Chunk {
             Self::Buf(buf) => buf.into_bytes(),
             Self::Bytes(bytes) => bytes,
             Self::File(_) => Bytes::new(),
+            Self::Urgent(byte) => Bytes::copy_from_slice(&[*byte]),
         }
+    }
+
+    /// A byte that goes out as urgent data, in order with all other. The peer learns that something urgent is coming as soon
+    /// as its system does, and finds the byte at the mark.
+    #[must_use]
+    pub fn urgent(byte: u8) -> Self {
+        Self::Urgent(Box::new(byte))
+    }
+
+    /// Whether it needs a call of its own.
+    #[inline]
+    pub(crate) fn is_alone(&self) -> bool {
+        matches!(self, Self::File(_) | Self::Urgent(_))
     }
 
     /// Whether its bytes lie in a file.

@@ -40,7 +40,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::system_options;
+use super::{platform, system_options};
 use crate::buffer::{Buf, Chunk, Pool, SendQueue};
 use crate::id::{ConnId, ListenerId};
 use crate::options::{OptionName, SocketOption, SocketRef, TcpInfo};
@@ -152,6 +152,26 @@ pub trait Engine: Sized {
     /// `NotFound` for a stale id, `Unsupported` but on Linux.
     fn tcp_info(&self, conn: ConnId) -> io::Result<TcpInfo> {
         system_options::tcp_info(&self.socket(conn)?.0)
+    }
+
+    /// Keeps urgent data of a connection in the stream (`SO_OOBINLINE`), lets received buffers end before it, and
+    /// [`Engine::at_mark`] tell where that is. Costs more for each receive, so that it has to be asked for.
+    ///
+    /// # Errors
+    ///
+    /// As [`Engine::set_option`].
+    fn watch_urgent(&mut self, conn: ConnId) -> io::Result<()> {
+        self.socket(conn)?.0.set_out_of_band_inline(true)
+    }
+
+    /// Whether the next byte to be received is the last that was sent as urgent (`SIOCATMARK`, see tcp(7)). Exact between
+    /// an [`Event::Received`] and the next event, after [`Engine::watch_urgent`].
+    ///
+    /// # Errors
+    ///
+    /// `NotFound` for a stale id, `Unsupported` where nothing is urgent: in the simulator, and for Unix sockets.
+    fn at_mark(&self, conn: ConnId) -> io::Result<bool> {
+        platform::at_mark(&self.socket(conn)?.0)
     }
 
     /// Submits what was asked for, and waits for events until `deadline` (`None`: without end). Returns at once while

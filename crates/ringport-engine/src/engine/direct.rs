@@ -98,6 +98,11 @@ impl Sender {
                         then => return Sent { bytes, then },
                     }
                 }
+                Some(Chunk::Urgent(byte)) => {
+                    let (address, flags) = (std::ptr::from_ref::<u8>(byte), SEND_FLAGS | libc::MSG_OOB);
+                    // SAFETY: the byte is borrowed for the call.
+                    (unsafe { libc::send(fd.as_raw_fd(), address.cast(), 1, flags) }, 1)
+                }
                 Some(only) if queue.pieces() == 1 => {
                     let data = only.as_slice();
                     // SAFETY: `data` is borrowed for the call.
@@ -192,10 +197,10 @@ fn send_vectored(fd: BorrowedFd<'_>, queue: &SendQueue) -> (isize, usize) {
     (unsafe { libc::sendmsg(fd.as_raw_fd(), &raw const message, SEND_FLAGS) }, asked)
 }
 
-/// Describes the `pieces` before the first file to the kernel, as many as fit, and returns how many those are.
+/// Describes the `pieces` before the first that needs a call of its own, as many as fit, and returns how many those are.
 pub(crate) fn fill_slices<'a>(pieces: impl Iterator<Item = &'a Chunk>, slices: &mut [libc::iovec]) -> usize {
     let mut count = 0;
-    for (piece, slice) in pieces.take_while(|piece| !piece.is_file()).zip(slices) {
+    for (piece, slice) in pieces.take_while(|piece| !piece.is_alone()).zip(slices) {
         let data = piece.as_slice();
         *slice = libc::iovec { iov_base: data.as_ptr().cast_mut().cast(), iov_len: data.len() };
         count += 1;

@@ -341,3 +341,24 @@ pub(crate) fn send_file(fd: BorrowedFd<'_>, range: &crate::buffer::FileRange, mo
 pub(crate) fn send_file(_: BorrowedFd<'_>, _: &crate::buffer::FileRange, _: usize) -> io::Result<usize> {
     Err(io::ErrorKind::Unsupported.into())
 }
+
+/// `SIOCATMARK`, from asm-generic/sockios.h.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+const AT_MARK: libc::c_ulong = 0x8905;
+/// `SIOCATMARK`, from sys/sockio.h: `_IOR('s', 7, int)` on every BSD.
+#[cfg(all(unix, not(any(target_os = "linux", target_os = "android"))))]
+const AT_MARK: libc::c_ulong = 0x4004_7307;
+
+/// Whether urgent data is what comes next, see sockatmark(3).
+#[cfg(unix)]
+pub(crate) fn at_mark(socket: &socket2::Socket) -> io::Result<bool> {
+    let mut answer: libc::c_int = 0;
+    // SAFETY: SIOCATMARK writes one int. (The type of the request differs between the C libraries.)
+    let failed = unsafe { libc::ioctl(std::os::fd::AsRawFd::as_raw_fd(socket), AT_MARK as _, &raw mut answer) } != 0;
+    if failed { Err(io::Error::last_os_error()) } else { Ok(answer != 0) }
+}
+/// Unknown here.
+#[cfg(windows)]
+pub(crate) fn at_mark(_: &socket2::Socket) -> io::Result<bool> {
+    Err(io::ErrorKind::Unsupported.into())
+}

@@ -68,6 +68,8 @@ pub struct Log {
     pub keep: bool,
     /// Sends back what it receives.
     pub echo: bool,
+    /// Where in what it received an urgent byte came, if the test watches for that.
+    pub marks: Option<Vec<usize>>,
     pub peer_closed: bool,
     pub ended: Option<End>,
     /// Not taken by the engine yet.
@@ -238,10 +240,15 @@ impl<E: Engine> Side<E> {
     }
 
     fn received(&mut self, conn: ConnId, buf: Buf) {
+        let watched = self.conns.get(&conn).is_some_and(|log| log.marks.is_some());
+        let at_mark = watched && self.engine.at_mark(conn).unwrap_or(false);
         let log = self.live(conn, "Received");
         assert!(!buf.is_empty(), "{conn}: an empty buffer");
         assert!(!log.peer_closed, "{conn}: bytes after the FIN");
         log.received.extend_from_slice(&buf);
+        if let Some(marks) = log.marks.as_mut().filter(|_| at_mark) {
+            marks.push(log.received.len());
+        }
         if log.keep {
             log.kept.push(buf);
         } else if log.echo {

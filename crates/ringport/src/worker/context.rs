@@ -260,6 +260,8 @@ pub(crate) trait Facts {
     fn option(&self, conn: ConnId, name: OptionName) -> io::Result<SocketOption>;
     fn set_option(&mut self, conn: ConnId, option: &SocketOption) -> io::Result<()>;
     fn tcp_info(&self, conn: ConnId) -> io::Result<TcpInfo>;
+    fn watch_urgent(&mut self, conn: ConnId) -> io::Result<()>;
+    fn at_mark(&self, conn: ConnId) -> io::Result<bool>;
 }
 
 impl<E: Engine> Facts for E {
@@ -277,5 +279,13 @@ impl<E: Engine> Facts for E {
 
     fn tcp_info(&self, conn: ConnId) -> io::Result<TcpInfo> {
         Engine::tcp_info(self, conn)
+    }
+
+    fn watch_urgent(&mut self, conn: ConnId) -> io::Result<()> {
+        Engine::watch_urgent(self, conn)
+    }
+
+    fn at_mark(&self, conn: ConnId) -> io::Result<bool> {
+        Engine::at_mark(self, conn)
     }
 }

@@ -161,6 +161,8 @@ struct Conn {
     starved: bool,
     /// Nothing more will be sent: after the flight comes a FIN.
     finishing: bool,
+    /// Its urgent data is watched, which fixes the mode.
+    urgent: bool,
     abort: bool,
     /// What ended it, as an `errno`, or 0.
     error: i32,
@@ -185,6 +187,7 @@ impl Conn {
             queued: false,
             starved: false,
             finishing: false,
+            urgent: false,
             abort: false,
             error: 0,
             unacked: None,
@@ -430,6 +433,12 @@ impl Engine for UringEngine {
     fn socket(&self, conn: ConnId) -> io::Result<SocketRef<'_>> {
         let fd = self.conns.get(conn).and_then(|conn| conn.fd.as_ref()).ok_or(io::ErrorKind::NotFound)?;
         Ok(SocketRef(fd.into()))
+    }
+
+    fn watch_urgent(&mut self, conn: ConnId) -> io::Result<()> {
+        self.socket(conn)?.0.set_out_of_band_inline(true)?;
+        self.watch_mark(conn);
+        Ok(())
     }
 
     fn wait(&mut self, deadline: Option<Instant>) -> io::Result<()> {

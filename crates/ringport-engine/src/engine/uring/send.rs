@@ -58,7 +58,7 @@ impl Batch {
     /// Moves pieces out of `queue`, as many as one call can send.
     fn load(&mut self, queue: &mut SendQueue) {
         for _ in 0..PIECES_PER_SEND {
-            if queue.front().is_none_or(Chunk::is_file) {
+            if queue.front().is_none_or(Chunk::is_alone) {
                 return;
             }
             if let Some(piece) = queue.pop() {
@@ -161,7 +161,7 @@ impl UringEngine {
             let mut file = Box::new(SendQueue::new());
             queue.pop().into_iter().for_each(|piece| file.push(piece));
             Flight::Polled(file)
-        } else if queue.pieces() == 1 {
+        } else if queue.pieces() == 1 || queue.front().is_some_and(Chunk::is_alone) {
             queue.pop().map_or(Flight::None, Flight::One)
         } else {
             let mut batch = self.spare_batches.pop().unwrap_or_else(Batch::new);
@@ -183,7 +183,8 @@ impl UringEngine {
                 let data = piece.as_slice();
                 // A piece of 4 GiB or more goes in parts; the completion says how much went.
                 let length = u32::try_from(data.len()).unwrap_or(u32::MAX);
-                opcode::Send::new(fd, data.as_ptr(), length).flags(FLAGS).build()
+                let urgent = if matches!(piece, Chunk::Urgent(_)) { libc::MSG_OOB } else { 0 };
+                opcode::Send::new(fd, data.as_ptr(), length).flags(FLAGS | urgent).build()
             }
             Flight::Many(batch) => opcode::SendMsg::new(fd, batch.describe()).flags(FLAGS as u32).build(),
             Flight::Polled(_) => opcode::PollAdd::new(fd, libc::EPOLLOUT as u32).build(),
