@@ -33,13 +33,17 @@ pub struct ListenOptions {
     pub backlog: u32,
     /// Lets several sockets share the address (`SO_REUSEPORT`, see socket(7)). Off by default: a second bind fails.
     pub reuse_port: bool,
+    /// Takes data with the SYN of clients that have been here before (TCP Fast Open, RFC 7413), from at most so many at once
+    /// that have not been accepted. Off if `None`, and where the system or its `net.ipv4.tcp_fastopen` does not offer it.
+    /// A SYN can come twice, and then so does its data: only for protocols whose first request may.
+    pub fast_open: Option<u32>,
     /// Options that accepted sockets inherit.
     pub socket: SocketOptions,
 }
 
 impl Default for ListenOptions {
     fn default() -> Self {
-        Self { backlog: BACKLOG, reuse_port: false, socket: SocketOptions::default() }
+        Self { backlog: BACKLOG, reuse_port: false, fast_open: None, socket: SocketOptions::default() }
     }
 }
 
@@ -55,13 +59,26 @@ pub struct SocketOptions {
     pub send_buffer: Option<u32>,
     /// Probes a silent peer after this time (`SO_KEEPALIVE`, `TCP_KEEPIDLE`); off if `None`.
     pub keep_alive: Option<Duration>,
+    /// Sends the first data with the SYN to servers that have been connected to before (TCP Fast Open, RFC 7413); to others,
+    /// and where the system does not offer it, connects as ever. Off by default; for connects only.
+    ///
+    /// Such a connection counts as connected at once, and its SYN leaves with the first data: it is for protocols in which
+    /// the client speaks first. That it was refused is learned from its close.
+    pub fast_open: bool,
     /// Further options, set in this order before the socket connects or listens.
     pub more: Vec<SocketOption>,
 }
 
 impl Default for SocketOptions {
     fn default() -> Self {
-        Self { no_delay: true, receive_buffer: None, send_buffer: None, keep_alive: None, more: Vec::new() }
+        Self {
+            no_delay: true,
+            receive_buffer: None,
+            send_buffer: None,
+            keep_alive: None,
+            fast_open: false,
+            more: Vec::new(),
+        }
     }
 }
 
@@ -85,6 +102,10 @@ impl SocketOptions {
     pub(crate) fn open(&self, to: &SockAddr) -> io::Result<socket2::Socket> {
         let (socket, tcp) = stream_socket(to)?;
         self.apply(&socket, tcp)?;
+        if tcp && self.fast_open {
+            // Where it is not offered, the connect is an ordinary one.
+            let _ = platform::fast_open_connect(&socket);
+        }
         Ok(socket)
     }
 }
@@ -112,6 +133,10 @@ impl Socket {
         }
         options.socket.apply(&socket, tcp)?;
         socket.bind(address)?;
+        if let (true, Some(waiting)) = (tcp, options.fast_open) {
+            // Where it is not offered, every client connects in the ordinary way.
+            let _ = platform::fast_open_listen(&socket, waiting);
+        }
         socket.listen(i32::try_from(options.backlog).unwrap_or(i32::MAX))?;
         Ok(Self(Repr::System(socket)))
     }

@@ -114,7 +114,7 @@ impl Sender {
             if count < 0 {
                 match io::Error::last_os_error() {
                     error if error.kind() == io::ErrorKind::Interrupted => continue,
-                    error if error.kind() == io::ErrorKind::WouldBlock => return Sent { bytes, then: Then::Full },
+                    error if is_not_yet(&error) => return Sent { bytes, then: Then::Full },
                     error => return Sent { bytes, then: Then::Failed(error) },
                 }
             }
@@ -158,7 +158,7 @@ impl Sender {
                     bytes += count;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break Then::Full,
+                Err(error) if is_not_yet(&error) => break Then::Full,
                 // Not every file can be sent from (see sendfile(2)), but every file can be read.
                 Err(error) if cannot_send(&error) => match queue.load_front(pool) {
                     Ok(()) => break Then::Done,
@@ -175,6 +175,11 @@ impl Sender {
         }
         Sent { bytes, then }
     }
+}
+
+/// Whether there is no room now: also when the SYN of a connect that waited for data (TCP Fast Open) took none of it.
+fn is_not_yet(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::WouldBlock || error.raw_os_error() == Some(libc::EINPROGRESS)
 }
 
 /// Whether the system refused the way of sending and not the bytes.

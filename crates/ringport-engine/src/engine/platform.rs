@@ -362,3 +362,25 @@ pub(crate) fn at_mark(socket: &socket2::Socket) -> io::Result<bool> {
 pub(crate) fn at_mark(_: &socket2::Socket) -> io::Result<bool> {
     Err(io::ErrorKind::Unsupported.into())
 }
+
+/// Lets a connect wait for the first data and send it with the SYN, see `TCP_FASTOPEN_CONNECT` in tcp(7).
+#[cfg(target_os = "linux")]
+pub(crate) fn fast_open_connect(socket: &socket2::Socket) -> io::Result<()> {
+    set_raw_option(socket, libc::IPPROTO_TCP, libc::TCP_FASTOPEN_CONNECT, &1_i32.to_ne_bytes())
+}
+/// Lets a listener take data with a SYN, see `TCP_FASTOPEN` in tcp(7).
+#[cfg(target_os = "linux")]
+pub(crate) fn fast_open_listen(socket: &socket2::Socket, waiting: u32) -> io::Result<()> {
+    let waiting = i32::try_from(waiting).unwrap_or(i32::MAX);
+    set_raw_option(socket, libc::IPPROTO_TCP, libc::TCP_FASTOPEN, &waiting.to_ne_bytes())
+}
+/// Not used here.
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn fast_open_connect(_: &socket2::Socket) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+/// Not used here.
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn fast_open_listen(_: &socket2::Socket, _: u32) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}

@@ -9,6 +9,7 @@
 mod accepting;
 mod closing;
 mod data;
+mod fast_open;
 mod files;
 mod flow;
 mod identity;
@@ -36,6 +37,8 @@ macro_rules! each_test {
             data: every_size_arrives_exactly, vectored_sends_arrive_exactly, large_messages_stream_both_ways,
                 one_send_is_in_flight, sent_says_what_the_kernel_took, unsent_comes_back, sent_bytes_need_no_caller,
                 received_buffers_are_sent_on, small_writes_coalesce;
+            fast_open: without_the_system_it_is_an_ordinary_connect, the_first_data_goes_with_the_syn,
+                a_refused_fast_open_closes;
             files: a_large_file_arrives_between_other_chunks, ranges_and_offsets, many_files_in_one_queue,
                 a_disconnect_midway_gives_the_rest_back, a_file_that_is_too_short_closes, a_fin_follows_a_file,
                 a_large_file_starves_nobody;

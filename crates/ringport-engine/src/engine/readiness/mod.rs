@@ -89,6 +89,8 @@ struct Conn {
     failure: Option<io::Error>,
     /// The connect has not been answered.
     connecting: bool,
+    /// The connect waits for the first data, which goes with the SYN.
+    deferred: bool,
     /// Received bytes are wanted.
     receiving: bool,
     /// There may be something to receive.
@@ -119,6 +121,7 @@ impl Conn {
             record: None,
             failure: None,
             connecting: false,
+            deferred: false,
             receiving: false,
             readable: false,
             to_end: false,

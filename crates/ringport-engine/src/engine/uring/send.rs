@@ -253,7 +253,8 @@ impl UringEngine {
     fn send_failed(&mut self, id: ConnId, error: i32) {
         let open = self.conns.get(id).is_some_and(|conn| conn.state == State::Open);
         match error {
-            libc::EAGAIN | libc::EINTR if open => self.submit_flight(id),
+            // The second: the SYN of a connect that waited for data (TCP Fast Open) took none of it.
+            libc::EAGAIN | libc::EINPROGRESS | libc::EINTR if open => self.submit_flight(id),
             _ if open => self.fail(id, error),
             _ => self.settle(id),
         }

@@ -119,7 +119,13 @@ impl UringEngine {
     fn refused(&mut self, id: ConnId, error: i32) {
         match error {
             // Not with this protocol (Unix sockets), not with this kernel, or too much memory is on loan already.
-            libc::EOPNOTSUPP | libc::EINVAL | libc::ENOMEM | libc::ENOBUFS | libc::EAGAIN | libc::EINTR => {
+            libc::EOPNOTSUPP
+            | libc::EINVAL
+            | libc::ENOMEM
+            | libc::ENOBUFS
+            | libc::EAGAIN
+            | libc::EINPROGRESS
+            | libc::EINTR => {
                 self.submit_flight(id);
             }
             error => self.fail(id, error),
