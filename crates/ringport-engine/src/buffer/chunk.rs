@@ -88,12 +88,6 @@ impl Chunk {
     pub(crate) fn is_alone(&self) -> bool {
         matches!(self, Self::File(_) | Self::Urgent(_))
     }
-
-    /// Whether its bytes lie in a file.
-    #[inline]
-    pub(crate) fn is_file(&self) -> bool {
-        matches!(self, Self::File(_))
-    }
 }
 
 impl From<FileRange> for Chunk {

@@ -20,6 +20,7 @@ mod tests;
 
 pub use chunk::Chunk;
 pub use file::FileRange;
+#[allow(unused_imports, reason = "only engines that send from files need it")]
 pub(crate) use file::truncated;
 pub use lease::Buf;
 pub(crate) use pool::SlotClass;

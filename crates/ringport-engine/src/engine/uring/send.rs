@@ -128,7 +128,7 @@ impl UringEngine {
         let mut bytes = 0;
         let at_once = self.send_at_once || conn.mode != Mode::Multishot;
         let loan = queue.front().is_some_and(|piece| is_for_loan(self.zero_copy_above, piece));
-        if (at_once && !loan) || queue.front().is_some_and(Chunk::is_file) {
+        if (at_once && !loan) || matches!(queue.front(), Some(Chunk::File(_))) {
             let Some(fd) = &conn.fd else { return NOTHING };
             let sent = self.sender.send(fd.as_fd(), queue, &self.pool, &mut self.stats.calls);
             bytes = sent.bytes;
@@ -157,7 +157,7 @@ impl UringEngine {
     /// Moves the front of `queue` to where the kernel can read it.
     #[inline]
     fn load_flight(&mut self, id: ConnId, queue: &mut SendQueue) {
-        let flight = if queue.front().is_some_and(Chunk::is_file) {
+        let flight = if matches!(queue.front(), Some(Chunk::File(_))) {
             let mut file = Box::new(SendQueue::new());
             queue.pop().into_iter().for_each(|piece| file.push(piece));
             Flight::Polled(file)
