@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::builder::RangedU64ValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use ringport::{Address, EngineKind};
+use ringport::{Address, EngineConfig, EngineKind, SPIN_MAX};
 use tracing_subscriber::filter::LevelFilter;
 
 use crate::units::{self, Sizes, Timeout, Warmup};
@@ -57,6 +57,7 @@ When it accepts it prints one line for each listener to standard output:
 Examples:
   ringport serve echo --workers 2 --pin
   ringport serve generate --listen 127.0.0.1:0 --send-limit 1MiB
+  ringport serve files public --listen 0.0.0.0:8080
   ringport serve discard --listen unix:/run/sink --idle-timeout 30s
 
 Durations are written 500ms, 30s, 5m (0 is off), sizes 64k, 10MiB.";
@@ -66,6 +67,9 @@ pub(crate) struct Serve {
     /// What to do with a connection
     #[arg(value_enum)]
     pub(crate) service: ServiceName,
+    /// The folder to serve (files only)
+    #[arg(value_name = "DIR", required_if_eq("service", "files"))]
+    pub(crate) folder: Option<PathBuf>,
     /// Where to listen: HOST:PORT, [IPv6]:PORT or unix:PATH; may be given several times, port 0 picks a free one
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:6628")]
     pub(crate) listen: Vec<Address>,
@@ -116,12 +120,22 @@ pub(crate) struct Serve {
     /// Bind each worker to a core (Linux)
     #[arg(long)]
     pub(crate) pin: bool,
+    /// Poll for at most this long before sleeping, while that pays (0 = off, at most 10ms)
+    #[arg(long, value_name = "DUR", default_value = "0", value_parser = spin)]
+    pub(crate) spin: Duration,
     /// How long connections may finish after the first signal
     #[arg(long, value_name = "DUR", default_value = "10s", value_parser = units::duration)]
     pub(crate) drain: Duration,
     /// Log to standard error: off, error, warn, info, debug, trace
     #[arg(long, value_name = "LEVEL", default_value = "info", value_parser = log_level)]
     pub(crate) log: LevelFilter,
+}
+
+impl Serve {
+    /// Whether a folder was given to a service that serves none.
+    pub(crate) fn has_needless_folder(&self) -> bool {
+        self.folder.is_some() && !matches!(self.service, ServiceName::Files)
+    }
 }
 
 fn send_limit(text: &str) -> Result<u64, String> {
@@ -137,6 +151,8 @@ pub(crate) enum ServiceName {
     Discard,
     /// Send the bytes 0 to 255 over and over
     Generate,
+    /// Serve the files of a folder over HTTP/1.1
+    Files,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -237,6 +253,9 @@ pub(crate) struct Bench {
     /// Threads of the load, and of the own server
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = RangedU64ValueParser::<usize>::new().range(1..=WORKERS_MAX))]
     pub(crate) workers: usize,
+    /// Poll for at most this long before sleeping, in the load and in the own server (0 = off, at most 10ms)
+    #[arg(long, value_name = "DUR", default_value = "0", value_parser = spin)]
+    pub(crate) spin: Duration,
     /// A reply is late after this time, and missing if it has not come this long after the end
     #[arg(long, value_name = "DUR", default_value = "10s", value_parser = positive_duration)]
     pub(crate) timeout: Duration,
@@ -254,6 +273,20 @@ pub(crate) struct Bench {
 fn positive_duration(text: &str) -> Result<Duration, String> {
     let duration = units::duration(text)?;
     if duration.is_zero() { Err("it must be more than 0".to_owned()) } else { Ok(duration) }
+}
+
+impl Bench {
+    /// How the engines of the load and of the own server are opened.
+    pub(crate) fn engine_config(&self) -> EngineConfig {
+        let mut config = EngineConfig::default();
+        config.spin = Some(self.spin);
+        config
+    }
+}
+
+fn spin(text: &str) -> Result<Duration, String> {
+    let duration = units::duration(text)?;
+    if duration > SPIN_MAX { Err(format!("at most {SPIN_MAX:?} are useful")) } else { Ok(duration) }
 }
 
 /// What `bench --engine` names.

@@ -5,6 +5,7 @@ mod args;
 mod bench;
 mod connect;
 mod engines;
+mod files;
 mod serve;
 mod services;
 mod tasks;
@@ -34,6 +35,10 @@ fn main() -> ExitCode {
         Err(error) => return usage(&error),
     };
     let outcome = match cli.command {
+        Command::Serve(options) if options.has_needless_folder() => {
+            eprintln!("ringport: only files serves a folder; see `ringport --help`");
+            return ExitCode::from(2);
+        }
         Command::Serve(options) => {
             log_to_stderr(options.log);
             serve::run(options)

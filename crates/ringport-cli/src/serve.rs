@@ -4,11 +4,13 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use ringport::{
-    Address, ConnectionOptions, Error, ListenOptions, OverLimit, Rate, Running, Server, ServerHandle, Spread, Stream,
+    Address, ConnectionOptions, EngineConfig, Error, ListenOptions, OverLimit, Rate, Running, Server, ServerHandle,
+    Spread, Stream,
 };
 
 use crate::Failure;
 use crate::args::{Api, OverLimitName, Serve, ServiceName, SpreadName};
+use crate::files::{Files, Folder};
 use crate::services::{Discard, Echo, Generate};
 use crate::tasks;
 
@@ -19,7 +21,7 @@ const HIGH_MARK: u64 = 256 << 10;
 pub(crate) fn run(options: Serve) -> Result<ExitCode, Failure> {
     let drain = options.drain;
     let mut handle = None;
-    let outcome = server(options).stop_on_signals(drain).run_with(|running| {
+    let outcome = server(options)?.stop_on_signals(drain).run_with(|running| {
         handle = Some(running.handle());
         announce(running)
     });
@@ -30,7 +32,8 @@ pub(crate) fn run(options: Serve) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn server(options: Serve) -> Server {
+fn server(options: Serve) -> Result<Server, Failure> {
+    let folder = folder(&options)?;
     let limit = options.send_limit;
     let high_mark = HIGH_MARK.min(limit / 2);
     let over_limit = match options.over_limit {
@@ -48,7 +51,10 @@ fn server(options: Serve) -> Server {
         .write_timeout(options.write_timeout.0)
         .lifetime(options.lifetime.0)
         .receive_rate_max(rate(options.receive_rate));
+    let mut config = EngineConfig::default();
+    config.spin = Some(options.spin);
     let server = Server::new()
+        .engine_config(config)
         .workers(options.workers)
         .engine(options.engine.kind())
         .max_connections(options.max_connections)
@@ -61,13 +67,20 @@ fn server(options: Serve) -> Server {
             SpreadName::LeastLoaded => Spread::LeastLoaded,
         });
     let refused_above = (over_limit == OverLimit::Refuse).then_some(limit);
-    options.listen.into_iter().fold(server, |server, address| {
+    Ok(options.listen.into_iter().fold(server, |server, address| {
         let (sockets, connections) = (ListenOptions::default(), connections.clone());
+        if let Some(folder) = folder.clone() {
+            let make = move || Files::new(folder.clone(), limit, high_mark);
+            return server.listen_with(address, sockets, connections, make);
+        }
         match (options.service, options.api) {
             (ServiceName::Echo, Api::Handler) => {
                 server.listen_with(address, sockets, connections, move || Echo { refused_above })
             }
-            (ServiceName::Discard, Api::Handler) => server.listen_with(address, sockets, connections, || Discard),
+            // A folder is required for files, and without one this is never reached.
+            (ServiceName::Discard | ServiceName::Files, Api::Handler) => {
+                server.listen_with(address, sockets, connections, || Discard)
+            }
             (ServiceName::Generate, Api::Handler) => {
                 server.listen_with(address, sockets, connections, move || Generate::new(limit, high_mark))
             }
@@ -80,7 +93,21 @@ fn server(options: Serve) -> Server {
                 Generate::new(limit, high_mark),
             ),
         }
-    })
+    }))
+}
+
+/// The folder that is to be served; a service that serves none has none.
+fn folder(options: &Serve) -> Result<Option<Folder>, Failure> {
+    match (&options.folder, options.service) {
+        (Some(_), ServiceName::Files) if options.api == Api::Async => {
+            Err(Failure("files are served by handlers only; leave --api away".to_owned()))
+        }
+        (Some(path), ServiceName::Files) => {
+            let opened = Folder::open(path);
+            Ok(Some(opened.map_err(|error| Failure(format!("cannot serve {}: {error}", path.display())))?))
+        }
+        _ => Ok(None),
+    }
 }
 
 fn listen_async(
@@ -93,7 +120,10 @@ fn listen_async(
     let sockets = ListenOptions::default();
     match service {
         ServiceName::Echo => server.listen_async_with(address, sockets, connections, tasks::echo),
-        ServiceName::Discard => server.listen_async_with(address, sockets, connections, tasks::discard),
+        // See `folder`.
+        ServiceName::Discard | ServiceName::Files => {
+            server.listen_async_with(address, sockets, connections, tasks::discard)
+        }
         ServiceName::Generate => {
             let generate = async move |stream: Stream| tasks::generate(stream, &like).await;
             server.listen_async_with(address, sockets, connections, generate)

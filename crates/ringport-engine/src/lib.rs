@@ -10,12 +10,14 @@
 pub mod buffer;
 pub mod engine;
 mod id;
+mod options;
 pub mod socket;
 
-pub use buffer::{Buf, Chunk, Pool, PoolConfig, PoolStats, SendQueue};
+pub use buffer::{Buf, Chunk, FileRange, Pool, PoolConfig, PoolStats, SendQueue};
 pub use engine::contract::{
     Close, ConnInfo, Engine, EngineConfig, EngineStats, Event, Features, RioCompletions, SendProgress, Waker, Want,
 };
 pub use engine::{EngineKind, Selection};
 pub use id::{ConnId, ListenerId};
+pub use options::{KeepAlive, OptionName, SocketOption, SocketRef, TcpInfo};
 pub use socket::{ListenOptions, SockAddr, Socket, SocketOptions};

@@ -4,7 +4,7 @@ use std::any::Any;
 use std::io;
 use std::time::{Duration, Instant};
 
-use ringport_engine::{Buf, Chunk, ConnInfo};
+use ringport_engine::{Buf, Chunk, ConnInfo, OptionName, SocketOption, TcpInfo};
 
 use crate::blocking::QueueFull;
 use crate::session::{CloseReason, CloseReport, Ending, Pauses, Phase, SendOutcome, Session};
@@ -72,7 +72,7 @@ pub trait Handler: 'static {
 /// A connection, for the time of one callback.
 pub struct Connection<'a, S> {
     pub(crate) context: &'a mut Context,
-    pub(crate) facts: &'a dyn Facts,
+    pub(crate) facts: &'a mut dyn Facts,
     pub(crate) slot: usize,
     /// What the handler keeps for this connection.
     pub state: &'a mut S,
@@ -234,6 +234,82 @@ impl<S> Connection<'_, S> {
     /// What the system answers; `NotFound` when the connection is gone.
     pub fn info(&self) -> io::Result<ConnInfo> {
         self.facts.info(self.session().conn)
+    }
+
+    /// An option of the socket.
+    ///
+    /// # Errors
+    ///
+    /// `Unsupported` where the system has no such option, `NotFound` when the connection is gone, and what getsockopt(2)
+    /// answers.
+    pub fn option(&self, name: OptionName) -> io::Result<SocketOption> {
+        self.facts.option(self.session().conn, name)
+    }
+
+    /// Sets an option of the socket.
+    ///
+    /// # Errors
+    ///
+    /// As [`option`](Self::option), `InvalidInput` for what would block the worker, and what setsockopt(2) answers.
+    pub fn set_option(&mut self, option: &SocketOption) -> io::Result<()> {
+        let conn = self.session().conn;
+        self.facts.set_option(conn, option)
+    }
+
+    /// The bytes of any option of the socket, by its numbers.
+    ///
+    /// # Errors
+    ///
+    /// As [`option`](Self::option); `Unsupported` in a simulation.
+    pub fn raw_option(&self, level: i32, name: i32) -> io::Result<Vec<u8>> {
+        match self.option(OptionName::Raw { level, name })? {
+            SocketOption::Raw { value, .. } => Ok(value),
+            _ => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
+
+    /// Sets any option of the socket by its numbers. Options whose value holds an address are refused.
+    ///
+    /// # Errors
+    ///
+    /// As [`set_option`](Self::set_option); `Unsupported` in a simulation.
+    pub fn set_raw_option(&mut self, level: i32, name: i32, value: &[u8]) -> io::Result<()> {
+        self.set_option(&SocketOption::Raw { level, name, value: value.to_vec() })
+    }
+
+    /// What TCP knows of the connection: round-trip time, retransmits, congestion window and more.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound` when the connection is gone, `Unsupported` but on Linux.
+    pub fn tcp_info(&self) -> io::Result<TcpInfo> {
+        self.facts.tcp_info(self.session().conn)
+    }
+
+    /// Queues one byte as urgent data (TCP's out-of-band byte), in order with all else that is sent.
+    pub fn send_urgent(&mut self, byte: u8) -> SendOutcome {
+        self.send(Chunk::urgent(byte))
+    }
+
+    /// Keeps urgent data in the stream, lets [`Handler::data`] end before it, and [`at_mark`](Self::at_mark) tell where that is.
+    /// Best asked for in [`Handler::open`]; it makes each receive a little dearer.
+    ///
+    /// # Errors
+    ///
+    /// As [`set_option`](Self::set_option); `Unsupported` in a simulation.
+    pub fn watch_urgent(&mut self) -> io::Result<()> {
+        let conn = self.session().conn;
+        self.facts.watch_urgent(conn)
+    }
+
+    /// Whether the next byte is the one that was last sent as urgent. Asked in [`Handler::data`] it means the byte behind
+    /// `data`.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound` when the connection is gone, `Unsupported` in a simulation and for Unix sockets.
+    pub fn at_mark(&self) -> io::Result<bool> {
+        self.facts.at_mark(self.session().conn)
     }
 
     /// The time of this turn of the worker. Virtual in a simulation.

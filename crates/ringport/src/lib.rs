@@ -48,10 +48,11 @@ pub use error::{Error, Result, is_transient};
 pub use handler::{Connection, Handler, Message};
 pub use plan::{Running, ServerHandle, Spread};
 pub use remote::{Remote, RemoteError};
+pub use ringport_engine::engine::contract::SPIN_MAX;
 pub use ringport_engine::engine::{Candidate, SelectionError};
 pub use ringport_engine::{
-    Buf, Chunk, ConnInfo, EngineConfig, EngineKind, EngineStats, Features, ListenOptions, Pool, PoolConfig, PoolStats,
-    Selection, SocketOptions,
+    Buf, Chunk, ConnInfo, EngineConfig, EngineKind, EngineStats, Features, FileRange, KeepAlive, ListenOptions,
+    OptionName, Pool, PoolConfig, PoolStats, Selection, SocketOption, SocketOptions, TcpInfo,
 };
 pub use server::Server;
 pub use session::{

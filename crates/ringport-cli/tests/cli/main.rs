@@ -8,6 +8,8 @@ mod connect;
 mod crowd;
 mod denied;
 mod drain;
+#[cfg(unix)]
+mod files;
 mod hostile;
 mod program;
 mod serve;

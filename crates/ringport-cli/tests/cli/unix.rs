@@ -2,8 +2,11 @@
 
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::thread;
+use std::time::Duration;
 
 use crate::program::{LIMIT, Server, address_of, check_echo, connect, engines, run_with_input, temporary};
+use crate::system::cpu;
 
 #[test]
 fn a_socket_file_beside_a_port() {
@@ -21,4 +24,22 @@ fn a_socket_file_beside_a_port() {
     drop(local);
     assert_eq!(server.stop(), 0);
     assert!(!Path::new(&path).exists(), "the socket file is gone");
+}
+
+/// A server that may poll answers, and costs nothing once it has nothing to do.
+#[test]
+fn a_spinning_server_rests_when_idle() {
+    for engine in engines() {
+        let server = Server::start(&["echo", "--engine", engine, "--spin", "200us"]);
+        let mut stream = server.connect();
+        for _ in 0..100 {
+            check_echo(&mut stream, b"quick");
+        }
+        thread::sleep(Duration::from_millis(100));
+        let before = cpu(server.program.id());
+        thread::sleep(Duration::from_millis(500));
+        let used = cpu(server.program.id()) - before;
+        assert!(used <= Duration::from_millis(50), "{engine}: {used:?} of processor time while idle");
+        check_echo(&mut stream, b"still here");
+    }
 }

@@ -17,6 +17,7 @@ fn wrong_usage_exits_2_with_one_line() {
         (&["serve", "echo", "--send-limit", "1"], "at least 1KiB"),
         (&["serve", "echo", "--idle-timeout", "soon"], "a number is missing"),
         (&["serve", "echo", "--log", "loud"], "the levels are"),
+        (&["serve", "echo", "--spin", "1s"], "at most 10ms"),
         (&["serve", "dance"], "dance"),
         (&["connect"], "<ADDR>"),
         (&["connect", "here"], "there is no port"),

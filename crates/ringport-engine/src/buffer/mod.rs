@@ -11,6 +11,7 @@
 //! Slots are handed out last-in first-out, so that the ones in use stay in the processor's cache.
 
 mod chunk;
+mod file;
 mod lease;
 mod pool;
 mod queue;
@@ -19,6 +20,9 @@ mod shortage;
 mod tests;
 
 pub use chunk::Chunk;
+pub use file::FileRange;
+#[allow(unused_imports, reason = "only engines that send from files need it")]
+pub(crate) use file::truncated;
 pub use lease::Buf;
 pub(crate) use pool::SlotClass;
 pub(crate) use pool::SlotId;

@@ -44,8 +44,10 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::{platform, system_options};
 use crate::buffer::{Buf, Chunk, Pool, SendQueue};
 use crate::id::{ConnId, ListenerId};
+use crate::options::{OptionName, SocketOption, SocketRef, TcpInfo};
 use crate::socket::{SockAddr, Socket, SocketOptions};
 
 /// Longest time that dropping an engine waits for the kernel.
@@ -54,6 +56,9 @@ pub const DROP_WAIT: Duration = Duration::from_secs(2);
 pub const ACCEPT_BACKOFF_MIN: Duration = Duration::from_millis(10);
 /// Longest pause between two such accepts.
 pub const ACCEPT_BACKOFF_MAX: Duration = Duration::from_millis(500);
+
+/// Longest time that a wait may poll before it parks, whatever [`EngineConfig::spin`] asks for.
+pub const SPIN_MAX: Duration = Duration::from_millis(10);
 
 /// A kernel interface, opened, used and dropped on one thread.
 pub trait Engine: Sized {
@@ -115,6 +120,64 @@ pub trait Engine: Sized {
     ///
     /// `NotFound` for a stale id.
     fn info(&self, conn: ConnId) -> io::Result<ConnInfo>;
+
+    /// The system's socket of a connection, for the methods below. An engine whose connections are sockets of the system
+    /// supplies this one and inherits the others.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound` for a stale id, `Unsupported` where there is no such socket.
+    fn socket(&self, conn: ConnId) -> io::Result<SocketRef<'_>> {
+        let _ = conn;
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// An option of a connection.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound` for a stale id, `Unsupported` where the system has no such option, and what getsockopt(2) answers.
+    fn option(&self, conn: ConnId, name: OptionName) -> io::Result<SocketOption> {
+        SocketOption::read(&self.socket(conn)?.0, name)
+    }
+
+    /// Sets an option of a connection.
+    ///
+    /// # Errors
+    ///
+    /// As [`Engine::option`], `InvalidInput` for what would block the worker, and what setsockopt(2) answers.
+    fn set_option(&mut self, conn: ConnId, option: &SocketOption) -> io::Result<()> {
+        option.set(&self.socket(conn)?.0)
+    }
+
+    /// What TCP knows of a connection.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound` for a stale id, `Unsupported` but on Linux.
+    fn tcp_info(&self, conn: ConnId) -> io::Result<TcpInfo> {
+        system_options::tcp_info(&self.socket(conn)?.0)
+    }
+
+    /// Keeps urgent data of a connection in the stream (`SO_OOBINLINE`), lets received buffers end before it, and
+    /// [`Engine::at_mark`] tell where that is. Costs more for each receive, so that it has to be asked for.
+    ///
+    /// # Errors
+    ///
+    /// As [`Engine::set_option`].
+    fn watch_urgent(&mut self, conn: ConnId) -> io::Result<()> {
+        self.socket(conn)?.0.set_out_of_band_inline(true)
+    }
+
+    /// Whether the next byte to be received is the last that was sent as urgent (`SIOCATMARK`, see tcp(7)). Exact between
+    /// an [`Event::Received`] and the next event, after [`Engine::watch_urgent`].
+    ///
+    /// # Errors
+    ///
+    /// `NotFound` for a stale id, `Unsupported` where nothing is urgent: in the simulator, and for Unix sockets.
+    fn at_mark(&self, conn: ConnId) -> io::Result<bool> {
+        platform::at_mark(&self.socket(conn)?.0)
+    }
 
     /// Submits what was asked for, and waits for events until `deadline` (`None`: without end). Returns at once while
     /// events are left over from an earlier turn. Spurious returns are allowed.
@@ -271,6 +334,10 @@ pub struct EngineStats {
     pub commits: u64,
     /// rio: among `calls`, those that ask to be told when there are completions.
     pub notifies: u64,
+    /// Waits that polled before they would have parked ([`EngineConfig::spin`]).
+    pub spins: u64,
+    /// Sends that the kernel made without a copy, or at least from the memory itself (io_uring only).
+    pub zero_copies: u64,
 }
 
 /// How an engine is opened.
@@ -285,6 +352,13 @@ pub struct EngineConfig {
     pub features: Features,
     /// How rio learns of completions; other engines ignore it.
     pub rio_completions: RioCompletions,
+    /// Polls for at most this long before a wait parks the thread, as long as recent waits were that short. It spares a
+    /// wake-up and costs processor time. Off if `None`, at most [`SPIN_MAX`]; the simulator ignores it.
+    pub spin: Option<Duration>,
+    /// io_uring sends pieces of at least this many bytes without copying them into the kernel. Their memory is in use, and
+    /// counts as queued, until the peer has acknowledged them. Off if `None`: on loopback it was never cheaper, and on a
+    /// real device it has to be measured. Other engines ignore it.
+    pub zero_copy_above: Option<usize>,
     /// The network of the simulator; other engines ignore it.
     pub network: Option<crate::engine::sim::Network>,
 }
@@ -297,6 +371,8 @@ impl Default for EngineConfig {
             bytes_per_turn: 256 * 1024,
             features: Features::default(),
             rio_completions: RioCompletions::default(),
+            spin: None,
+            zero_copy_above: None,
             network: None,
         }
     }
@@ -336,6 +412,10 @@ pub struct Features {
     pub no_iowait: bool,
     /// iocp: no packet for an operation that succeeds at once (where the provider of the socket allows it).
     pub skip_on_success: bool,
+    /// Linux: sendfile(2) for ranges of files; otherwise they are read into slots.
+    pub sendfile: bool,
+    /// io_uring: sends without a copy (Linux 6.0), where [`EngineConfig::zero_copy_above`] asks for them.
+    pub zero_copy: bool,
 }
 
 impl Default for Features {
@@ -348,6 +428,8 @@ impl Default for Features {
             defer_taskrun: true,
             no_iowait: true,
             skip_on_success: true,
+            sendfile: true,
+            zero_copy: true,
         }
     }
 }

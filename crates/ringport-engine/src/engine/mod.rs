@@ -35,6 +35,11 @@ pub mod rio;
 mod rio_books;
 mod select;
 pub mod sim;
+#[cfg(unix)]
+mod spin;
+#[cfg_attr(target_os = "linux", path = "options_linux.rs")]
+#[cfg_attr(not(target_os = "linux"), path = "options_other.rs")]
+pub(crate) mod system_options;
 #[cfg_attr(unix, path = "termination_unix.rs")]
 #[cfg_attr(windows, path = "termination_windows.rs")]
 mod termination;

@@ -314,3 +314,133 @@ pub(crate) fn candidates(config: &EngineConfig) -> Vec<Candidate> {
         Candidate::new(EngineKind::Rio, super::rio::probe(config)),
     ]
 }
+
+/// Reads a socket option as it is, see getsockopt(2). No option of any known system is longer than this reads.
+#[cfg(unix)]
+pub(crate) fn raw_option(socket: &socket2::Socket, level: i32, name: i32) -> io::Result<Vec<u8>> {
+    const BYTES_MAX: usize = 1024;
+    let mut value = vec![0; BYTES_MAX];
+    let mut length = BYTES_MAX as libc::socklen_t;
+    let fd = std::os::fd::AsRawFd::as_raw_fd(socket);
+    // SAFETY: `value` is writable and `length` bytes long, and both live until the call returns.
+    if unsafe { libc::getsockopt(fd, level, name, value.as_mut_ptr().cast(), &raw mut length) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    value.truncate(length as usize);
+    Ok(value)
+}
+/// Raw options need a descriptor.
+#[cfg(windows)]
+pub(crate) fn raw_option(_: &socket2::Socket, _: i32, _: i32) -> io::Result<Vec<u8>> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+/// Sets a socket option as it is, see setsockopt(2).
+///
+/// The kernel copies the bytes, with one exception: a few options hold the address of more memory (`SO_ATTACH_FILTER`
+/// and its like). They are refused, because nobody vouches for such an address.
+#[cfg(unix)]
+pub(crate) fn set_raw_option(socket: &socket2::Socket, level: i32, name: i32, value: &[u8]) -> io::Result<()> {
+    if holds_address(level, name) {
+        return Err(io::Error::new(io::ErrorKind::Unsupported, "an option that holds an address cannot be set raw"));
+    }
+    let length = libc::socklen_t::try_from(value.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let fd = std::os::fd::AsRawFd::as_raw_fd(socket);
+    // SAFETY: `value` is readable and `length` bytes long until the call returns, and holds no address.
+    let answer = unsafe { libc::setsockopt(fd, level, name, value.as_ptr().cast(), length) };
+    if answer == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+/// Raw options need a descriptor.
+#[cfg(windows)]
+pub(crate) fn set_raw_option(_: &socket2::Socket, _: i32, _: i32, _: &[u8]) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+/// Whether the kernel would follow an address in the value of an option, or give back memory through one.
+#[cfg(target_os = "linux")]
+fn holds_address(level: i32, name: i32) -> bool {
+    // Linux/tcp.h: the kernel maps received pages over the caller's memory.
+    const TCP_ZEROCOPY_RECEIVE: i32 = 35;
+    match level {
+        libc::SOL_SOCKET => matches!(name, libc::SO_ATTACH_FILTER | libc::SO_ATTACH_REUSEPORT_CBPF),
+        libc::IPPROTO_TCP => name == TCP_ZEROCOPY_RECEIVE,
+        // Netfilter's tables, which share their numbers with these two levels.
+        libc::IPPROTO_IP | libc::IPPROTO_IPV6 => (64..=70).contains(&name),
+        _ => false,
+    }
+}
+/// Elsewhere the options of the two usual levels are plain numbers; accept filters are copied whole.
+#[cfg(all(unix, not(target_os = "linux")))]
+fn holds_address(level: i32, _: i32) -> bool {
+    !matches!(level, libc::SOL_SOCKET | libc::IPPROTO_TCP | libc::IPPROTO_IP | libc::IPPROTO_IPV6)
+}
+
+/// Reads at a place of a file, without its position.
+#[cfg(unix)]
+pub(crate) fn read_at(file: &std::fs::File, memory: &mut [u8], offset: u64) -> io::Result<usize> {
+    std::os::unix::fs::FileExt::read_at(file, memory, offset)
+}
+/// Reads at a place of a file; its position is moved, and used by nobody here.
+#[cfg(windows)]
+pub(crate) fn read_at(file: &std::fs::File, memory: &mut [u8], offset: u64) -> io::Result<usize> {
+    std::os::windows::fs::FileExt::seek_read(file, memory, offset)
+}
+
+/// Lets the kernel send from a file, see sendfile(2): nothing passes through this process.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+pub(crate) fn send_file(fd: BorrowedFd<'_>, range: &crate::buffer::FileRange, most: usize) -> io::Result<usize> {
+    use std::os::fd::AsRawFd;
+    let mut offset = libc::off_t::try_from(range.offset()).map_err(|_| io::ErrorKind::Unsupported)?;
+    let count = range.len().min(most);
+    // SAFETY: the call reads and writes `offset`, and no other memory.
+    let sent = unsafe { libc::sendfile(fd.as_raw_fd(), range.file().as_raw_fd(), &raw mut offset, count) };
+    usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+}
+/// Not used here: ranges are read into slots.
+#[cfg(all(unix, not(any(target_os = "linux", target_os = "android"))))]
+pub(crate) fn send_file(_: BorrowedFd<'_>, _: &crate::buffer::FileRange, _: usize) -> io::Result<usize> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+/// `SIOCATMARK`, from asm-generic/sockios.h.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+const AT_MARK: libc::c_ulong = 0x8905;
+/// `SIOCATMARK`, from sys/sockio.h: `_IOR('s', 7, int)` on every BSD.
+#[cfg(all(unix, not(any(target_os = "linux", target_os = "android"))))]
+const AT_MARK: libc::c_ulong = 0x4004_7307;
+
+/// Whether urgent data is what comes next, see sockatmark(3).
+#[cfg(unix)]
+pub(crate) fn at_mark(socket: &socket2::Socket) -> io::Result<bool> {
+    let mut answer: libc::c_int = 0;
+    // SAFETY: SIOCATMARK writes one int. (The type of the request differs between the C libraries.)
+    let failed = unsafe { libc::ioctl(std::os::fd::AsRawFd::as_raw_fd(socket), AT_MARK as _, &raw mut answer) } != 0;
+    if failed { Err(io::Error::last_os_error()) } else { Ok(answer != 0) }
+}
+/// Unknown here.
+#[cfg(windows)]
+pub(crate) fn at_mark(_: &socket2::Socket) -> io::Result<bool> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+/// Lets a connect wait for the first data and send it with the SYN, see `TCP_FASTOPEN_CONNECT` in tcp(7).
+#[cfg(target_os = "linux")]
+pub(crate) fn fast_open_connect(socket: &socket2::Socket) -> io::Result<()> {
+    set_raw_option(socket, libc::IPPROTO_TCP, libc::TCP_FASTOPEN_CONNECT, &1_i32.to_ne_bytes())
+}
+/// Lets a listener take data with a SYN, see `TCP_FASTOPEN` in tcp(7).
+#[cfg(target_os = "linux")]
+pub(crate) fn fast_open_listen(socket: &socket2::Socket, waiting: u32) -> io::Result<()> {
+    let waiting = i32::try_from(waiting).unwrap_or(i32::MAX);
+    set_raw_option(socket, libc::IPPROTO_TCP, libc::TCP_FASTOPEN, &waiting.to_ne_bytes())
+}
+/// Not used here.
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn fast_open_connect(_: &socket2::Socket) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+/// Not used here.
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn fast_open_listen(_: &socket2::Socket, _: u32) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}

@@ -15,7 +15,7 @@ use windows_sys::Win32::Foundation::{
     ERROR_SEM_TIMEOUT, HANDLE,
 };
 use windows_sys::Win32::Networking::WinSock::{
-    LPFN_ACCEPTEX, LPFN_CONNECTEX, SIO_GET_EXTENSION_FUNCTION_POINTER, SO_EXCLUSIVEADDRUSE, SO_PROTOCOL_INFOW,
+    LPFN_ACCEPTEX, LPFN_CONNECTEX, MSG_OOB, SIO_GET_EXTENSION_FUNCTION_POINTER, SO_EXCLUSIVEADDRUSE, SO_PROTOCOL_INFOW,
     SO_REUSE_UNICASTPORT, SO_UPDATE_ACCEPT_CONTEXT, SO_UPDATE_CONNECT_CONTEXT, SOCKADDR_STORAGE, SOCKET, SOCKET_ERROR,
     SOL_SOCKET, WSABUF, WSAECONNABORTED, WSAECONNREFUSED, WSAECONNRESET, WSAEHOSTUNREACH, WSAENETUNREACH, WSAENOTCONN,
     WSAEOPNOTSUPP, WSAETIMEDOUT, WSAEWOULDBLOCK, WSAGetLastError, WSAGetOverlappedResult, WSAID_ACCEPTEX,
@@ -216,8 +216,12 @@ pub(crate) unsafe fn send<'a>(
     sent: &mut usize,
 ) -> Started {
     let mut slices = [WSABUF { len: 0, buf: ptr::null_mut() }; PIECES_PER_SEND];
-    let (mut count, mut left) = (0, BYTES_PER_SEND);
+    let (mut count, mut left, mut flags) = (0, BYTES_PER_SEND, 0);
     for (piece, slice) in pieces.zip(&mut slices) {
+        // It comes alone.
+        if matches!(piece, Chunk::Urgent(_)) {
+            flags = MSG_OOB as u32;
+        }
         let data = piece.as_slice();
         let length = data.len().min(left);
         *slice = WSABUF { len: length as u32, buf: data.as_ptr().cast_mut() };
@@ -228,9 +232,22 @@ pub(crate) unsafe fn send<'a>(
     }
     let mut taken = 0;
     // SAFETY: the descriptions are read before the call returns (see WSASend); the caller vouches for the bytes.
-    let answer = unsafe { WSASend(raw(socket), slices.as_ptr(), count, &raw mut taken, 0, overlapped, None) };
+    let answer = unsafe { WSASend(raw(socket), slices.as_ptr(), count, &raw mut taken, flags, overlapped, None) };
     *sent = taken as usize;
     started(answer == 0)
+}
+
+/// The error number of a file that ended before its range did (`ERROR_HANDLE_EOF`).
+pub(crate) const FILE_ENDED: i32 = 38;
+
+/// What an error number says.
+pub(crate) fn error(number: i32) -> io::Error {
+    match number {
+        FILE_ENDED => {
+            io::Error::new(io::ErrorKind::UnexpectedEof, "the file ended before the range that was to be sent")
+        }
+        _ => io::Error::from_raw_os_error(number),
+    }
 }
 
 /// Receives once into an empty buffer, from a socket that does not block.

@@ -12,17 +12,23 @@ mod calls;
 mod churn;
 mod closing;
 mod data;
+mod fast_open;
+mod files;
 mod flow;
 mod identity;
 mod lifetime;
 mod limits;
+mod options;
 mod random;
 mod simulator;
+mod spin;
 mod subject;
 #[cfg_attr(unix, path = "system/unix.rs")]
 #[cfg_attr(windows, path = "system/windows.rs")]
 mod system;
+mod urgent;
 mod world;
+mod zero_copy;
 
 /// Hands the list of tests to `$suite`.
 macro_rules! each_test {
@@ -39,6 +45,11 @@ macro_rules! each_test {
             data: every_size_arrives_exactly, vectored_sends_arrive_exactly, large_messages_stream_both_ways,
                 one_send_is_in_flight, sent_says_what_the_kernel_took, unsent_comes_back, sent_bytes_need_no_caller,
                 received_buffers_are_sent_on, small_writes_coalesce, sending_waits_for_connected;
+            fast_open: without_the_system_it_is_an_ordinary_connect, the_first_data_goes_with_the_syn,
+                a_refused_fast_open_closes;
+            files: a_large_file_arrives_between_other_chunks, ranges_and_offsets, many_files_in_one_queue,
+                a_disconnect_midway_gives_the_rest_back, a_file_that_is_too_short_closes, a_fin_follows_a_file,
+                a_large_file_starves_nobody;
             flow: pausing_loses_nothing, pause_then_fin, idle_connections_pin_no_buffer, a_dry_pool_is_transient,
                 one_slot_feeds_many, low_slots_are_copied, addresses_match,
                 a_slot_from_another_thread_ends_the_sleep;
@@ -47,6 +58,12 @@ macro_rules! each_test {
                 the_pool_may_go_first, a_panic_in_a_turn_is_survived;
             limits: a_turn_has_an_end, a_busy_connection_starves_nobody, leftovers_keep_wait_from_blocking,
                 a_waker_ends_a_wait, wakes_may_be_joined, a_deadline_ends_a_wait;
+            options: options_round_trip, options_at_creation, raw_options_round_trip, tcp_info_knows_the_connection,
+                stale_ids_have_no_options;
+            spin: a_spinning_engine_serves_all, a_spinning_engine_comes_to_rest, a_spinning_engine_keeps_deadlines;
+            urgent: the_mark_is_where_the_urgent_byte_is, urgent_bytes_keep_their_place;
+            zero_copy: pieces_are_in_use_until_sent, masked_it_is_an_ordinary_send,
+                closing_with_pieces_on_loan_loses_nothing, a_unix_socket_falls_back;
             random: any_sequence_keeps_the_ledger;
         }
     };
@@ -66,7 +83,7 @@ macro_rules! suite {
 
 /// A module of the same tests for each engine and configuration in the list of `subject.rs`.
 macro_rules! engines {
-    ($($(#[$system:meta])* $module:ident: $engine:ty, $kind:ident $(, -$masked:ident)* $(, completions = $how:ident)?;)+) => {
+    ($($(#[$system:meta])* $module:ident: $engine:ty, $kind:ident $(, -$masked:ident)* $(, completions = $how:ident)? $(, zero_copy_above = $least:literal)?;)+) => {
         $($(#[$system])*
         mod $module {
             use ringport_engine::{EngineKind, Features};
@@ -85,6 +102,9 @@ macro_rules! engines {
                 }
                 $(fn completions() -> ringport_engine::RioCompletions {
                     ringport_engine::RioCompletions::$how
+                })?
+                $(fn zero_copy_above() -> Option<usize> {
+                    Some($least)
                 })?
             }
 

@@ -27,6 +27,10 @@ pub trait Subject {
     fn completions() -> RioCompletions {
         RioCompletions::default()
     }
+    /// From which size on it sends without a copy.
+    fn zero_copy_above() -> Option<usize> {
+        None
+    }
 }
 
 /// The simulator.
@@ -44,6 +48,9 @@ macro_rules! each_subject {
         $make! {
             #[cfg(target_os = "linux")]
             epoll: ringport_engine::engine::readiness::ReadinessEngine, Epoll;
+            // Ranges of files are read into slots.
+            #[cfg(target_os = "linux")]
+            epoll_plain: ringport_engine::engine::readiness::ReadinessEngine, Epoll, -sendfile;
             #[cfg(all(unix, not(target_os = "linux")))]
             kqueue: ringport_engine::engine::readiness::ReadinessEngine, Kqueue;
             #[cfg(target_os = "linux")]
@@ -63,7 +70,11 @@ macro_rules! each_subject {
             // Nothing but single-shot operations.
             #[cfg(target_os = "linux")]
             uring_plain: ringport_engine::engine::uring::UringEngine, Uring,
-                -multishot_accept, -multishot_receive, -direct_receive, -defer_taskrun, -no_iowait;
+                -multishot_accept, -multishot_receive, -direct_receive, -defer_taskrun, -no_iowait, -sendfile,
+                -zero_copy;
+            // Whatever is larger than a small message is sent without a copy.
+            #[cfg(target_os = "linux")]
+            uring_zero_copy: ringport_engine::engine::uring::UringEngine, Uring, zero_copy_above = 500;
             #[cfg(windows)]
             iocp: ringport_engine::engine::iocp::IocpEngine, Iocp;
             // A packet for every operation.
@@ -98,13 +109,15 @@ pub struct Setup {
     pub features: Features,
     /// How rio learns of completions.
     pub completions: RioCompletions,
+    /// From which size on it may send without a copy.
+    pub zero_copy_above: Option<usize>,
 }
 
 impl Setup {
     /// The simulator with this seed, in no test in particular.
     pub fn simulated(seed: u64) -> Self {
         let (features, completions) = (Features::default(), RioCompletions::default());
-        Self { seed, path: String::new(), kind: None, sim: true, features, completions }
+        Self { seed, path: String::new(), kind: None, sim: true, features, completions, zero_copy_above: None }
     }
 
     /// A configuration with the features under test; on the simulator with a new network that never fails, only
@@ -118,6 +131,7 @@ impl Setup {
         let mut config = EngineConfig::default();
         config.features = self.features;
         config.rio_completions = self.completions;
+        config.zero_copy_above = self.zero_copy_above;
         config.network = self.sim.then(|| Network::with_faults(self.seed, faults));
         config
     }
@@ -133,6 +147,7 @@ pub fn run<S: Subject>(path: &str, body: fn(&Setup)) {
         sim: S::KIND.is_none(),
         features: S::features(),
         completions: S::completions(),
+        zero_copy_above: S::zero_copy_above(),
     };
     if S::KIND == Some(EngineKind::Rio) {
         system::stand_in_for_rio();

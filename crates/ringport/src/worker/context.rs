@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
-use ringport_engine::{Buf, Chunk, ConnId, Pool};
+use ringport_engine::{Buf, Chunk, ConnId, ConnInfo, Engine, OptionName, Pool, SocketOption, TcpInfo};
 
 use super::account::Account;
 use super::counters::{Counters, Totals};
@@ -378,13 +378,38 @@ fn outcome<R: Send + 'static>(job: impl FnOnce() -> R) -> Message {
     }
 }
 
-/// Facts that only the engine knows.
+/// What a callback may ask the engine itself.
 pub(crate) trait Facts {
-    fn info(&self, conn: ConnId) -> io::Result<ringport_engine::ConnInfo>;
+    fn info(&self, conn: ConnId) -> io::Result<ConnInfo>;
+    fn option(&self, conn: ConnId, name: OptionName) -> io::Result<SocketOption>;
+    fn set_option(&mut self, conn: ConnId, option: &SocketOption) -> io::Result<()>;
+    fn tcp_info(&self, conn: ConnId) -> io::Result<TcpInfo>;
+    fn watch_urgent(&mut self, conn: ConnId) -> io::Result<()>;
+    fn at_mark(&self, conn: ConnId) -> io::Result<bool>;
 }
 
-impl<E: ringport_engine::Engine> Facts for E {
-    fn info(&self, conn: ConnId) -> io::Result<ringport_engine::ConnInfo> {
-        ringport_engine::Engine::info(self, conn)
+impl<E: Engine> Facts for E {
+    fn info(&self, conn: ConnId) -> io::Result<ConnInfo> {
+        Engine::info(self, conn)
+    }
+
+    fn option(&self, conn: ConnId, name: OptionName) -> io::Result<SocketOption> {
+        Engine::option(self, conn, name)
+    }
+
+    fn set_option(&mut self, conn: ConnId, option: &SocketOption) -> io::Result<()> {
+        Engine::set_option(self, conn, option)
+    }
+
+    fn tcp_info(&self, conn: ConnId) -> io::Result<TcpInfo> {
+        Engine::tcp_info(self, conn)
+    }
+
+    fn watch_urgent(&mut self, conn: ConnId) -> io::Result<()> {
+        Engine::watch_urgent(self, conn)
+    }
+
+    fn at_mark(&self, conn: ConnId) -> io::Result<bool> {
+        Engine::at_mark(self, conn)
     }
 }

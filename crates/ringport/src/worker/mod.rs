@@ -312,7 +312,7 @@ impl<E: Engine> Worker<E> {
             context.rest(conn);
         }
         self.current = Some(conn);
-        self.services[service].data(Call { context, facts: &self.engine, conn, state }, buf);
+        self.services[service].data(Call { context, facts: &mut self.engine, conn, state }, buf);
         self.current = None;
         self.settle(conn);
     }
@@ -371,7 +371,7 @@ impl<E: Engine> Worker<E> {
         }
         let (service, state) = (session.service as usize, session.state);
         self.current = Some(conn);
-        self.services[service].on(Call { context: &mut self.context, facts: &self.engine, conn, state }, what);
+        self.services[service].on(Call { context: &mut self.context, facts: &mut self.engine, conn, state }, what);
         self.current = None;
         self.settle(conn);
     }

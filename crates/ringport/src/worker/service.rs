@@ -12,7 +12,7 @@ use crate::session::CloseReport;
 /// What a callback needs from the worker.
 pub(crate) struct Call<'a> {
     pub(crate) context: &'a mut Context,
-    pub(crate) facts: &'a dyn Facts,
+    pub(crate) facts: &'a mut dyn Facts,
     pub(crate) conn: ConnId,
     /// Where the user's state lies.
     pub(crate) state: u32,
@@ -80,7 +80,7 @@ struct Typed<H: Handler> {
 
 impl<H: Handler> Typed<H> {
     #[inline]
-    fn parts<'a>(&'a mut self, call: Call<'a>) -> (&'a mut H, Connection<'a, H::State>) {
+    fn parts<'a, 'c: 'a>(&'a mut self, call: Call<'c>) -> (&'a mut H, Connection<'a, H::State>) {
         let Call { context, facts, conn, state } = call;
         let state = self.states[state as usize].as_mut().expect("a live session has a state");
         (&mut self.handler, Connection { context, facts, slot: conn.slot(), state })

@@ -193,7 +193,7 @@ impl<E: Engine> Worker<E> {
         self.context.totals.sent_bytes += late;
         self.context.account.release(late);
         self.current = Some(conn);
-        let call = Call { context: &mut self.context, facts: &self.engine, conn, state };
+        let call = Call { context: &mut self.context, facts: &mut self.engine, conn, state };
         self.services[service].on(call, Happening::Close(&report));
         self.current = None;
         self.forget(conn);

@@ -14,6 +14,7 @@ mod flow;
 mod framing;
 mod ledger;
 mod limits;
+mod options;
 mod pressure;
 mod real;
 mod remote;

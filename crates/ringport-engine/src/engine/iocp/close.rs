@@ -6,7 +6,6 @@
 //!                     └ then receive what is left, if that is wanted
 //! ```
 
-use std::io;
 use std::time::{Duration, Instant};
 
 use super::{IocpEngine, Notice, State};
@@ -80,7 +79,7 @@ impl IocpEngine {
     /// The last event of a connection. Its slot is free from here on.
     pub(super) fn say_closed(&mut self, id: ConnId) -> Option<Event> {
         let conn = self.conns.remove(id)?;
-        let why = (conn.error != 0).then(|| io::Error::from_raw_os_error(conn.error));
+        let why = (conn.error != 0).then(|| winsock::error(conn.error));
         let mut pieces = conn.unsent.unwrap_or_default();
         let unsent: Vec<Chunk> = std::iter::from_fn(|| pieces.pop()).collect();
         Some(Event::Closed { conn: id, why, unsent, unacked: None })

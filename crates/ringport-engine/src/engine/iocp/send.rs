@@ -1,7 +1,7 @@
 //! Sending: one operation at a time for each connection, whose record owns the pieces.
 
 use super::{IocpEngine, State};
-use crate::buffer::SendQueue;
+use crate::buffer::{Chunk, SendQueue};
 use crate::engine::contract::{Event, SendProgress};
 use crate::engine::port::{Load, Record, Submitted};
 use crate::engine::winsock::{self, BYTES_PER_SEND, PIECES_PER_SEND};
@@ -36,6 +36,10 @@ impl IocpEngine {
             return SendProgress { bytes, idle: false };
         }
         while !queue.is_empty() {
+            if let Err(error) = queue.load_front(&self.pool) {
+                self.fail(id, error.raw_os_error().unwrap_or(winsock::FILE_ENDED));
+                return SendProgress { bytes, idle: false };
+            }
             let mut record = self.spare_sends.pop().unwrap_or_else(|| Record::new(id, Load::Send(Box::default())));
             record.id = id.into();
             load(&mut record, queue);
@@ -147,7 +151,7 @@ impl IocpEngine {
     }
 }
 
-/// Moves the front of `queue` into a record, as much as one operation sends.
+/// Moves the front of `queue` into a record, as much as one operation sends. Ranges of files stay: they are read first.
 #[inline]
 fn load(record: &mut Record, queue: &mut SendQueue) {
     let Load::Send(pieces) = &mut record.load else { return };
@@ -156,8 +160,15 @@ fn load(record: &mut Record, queue: &mut SendQueue) {
         if pieces.bytes() >= BYTES_PER_SEND as u64 {
             return;
         }
+        let alone = queue.front().is_some_and(Chunk::is_alone);
+        if alone && !pieces.is_empty() {
+            return;
+        }
         let Some(piece) = queue.pop() else { return };
         pieces.push(piece);
+        if alone {
+            return;
+        }
     }
 }
 

@@ -107,22 +107,52 @@ impl ReadinessEngine {
         if hungry && !self.pool.begin_shortage(&self.waker) {
             timeout = Some(Duration::ZERO);
         }
-        self.stats.calls += 1;
-        let outcome = self.poll.poll(&mut self.events, timeout);
+        let spins = self.spin.is_on() && timeout != Some(Duration::ZERO);
+        let outcome = if spins { self.spin_then_poll(timeout) } else { self.poll(timeout) };
         if hungry {
             self.pool.end_shortage();
         }
-        match outcome {
-            Ok(()) => {}
-            // The list of events is empty then.
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
+        outcome?;
         self.now = Instant::now();
         self.note_events();
         self.end_rests();
         self.turn.left = self.turn.ready.len();
         self.turn.events_left = self.events_per_turn;
+        Ok(())
+    }
+
+    fn poll(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        self.stats.calls += 1;
+        match self.poll.poll(&mut self.events, timeout) {
+            // The list of events is empty when a signal came.
+            Err(error) if error.kind() != io::ErrorKind::Interrupted => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Polls without sleeping for a while, if that has paid of late, and then sleeps for what is left.
+    #[cold]
+    fn spin_then_poll(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        let begin = Instant::now();
+        let mut left = timeout;
+        if let Some(budget) = self.spin.budget() {
+            self.stats.spins += 1;
+            let budget = timeout.map_or(budget, |timeout| budget.min(timeout));
+            loop {
+                self.poll(Some(Duration::ZERO))?;
+                if !self.events.is_empty() {
+                    self.spin.waited(begin.elapsed());
+                    return Ok(());
+                }
+                if begin.elapsed() >= budget {
+                    break;
+                }
+                std::hint::spin_loop();
+            }
+            left = timeout.map(|timeout| timeout.saturating_sub(begin.elapsed()));
+        }
+        self.poll(left)?;
+        self.spin.waited(begin.elapsed());
         Ok(())
     }
 
@@ -266,7 +296,9 @@ impl ReadinessEngine {
         if conn.connecting {
             return self.finish_connect(id);
         }
+        // One that is in the list again has had its share of this turn.
         if conn.writable
+            && !conn.queued
             && let Some(event) = self.continue_send(id)
         {
             return Some(event);

@@ -17,6 +17,7 @@ use super::queues::DEPTH;
 use super::receive::{RECEIVE, TAG_BITS};
 use super::{Farewell, RioEngine, State, table};
 use crate::engine::contract::{Close, DROP_WAIT, Event};
+use crate::engine::winsock;
 use crate::id::{ConnId, ListenerId};
 
 /// How long the last completions are waited for in one go.
@@ -93,7 +94,7 @@ impl RioEngine {
     /// The last event of a connection. Its slot is free from here on.
     pub(super) fn closed(&mut self, id: ConnId) -> Option<Event> {
         let conn = self.conns.remove(id)?;
-        let why = (conn.error != 0).then(|| io::Error::from_raw_os_error(conn.error));
+        let why = (conn.error != 0).then(|| winsock::error(conn.error));
         let unsent = conn.flight.map(|flight| flight.unsent()).unwrap_or_default();
         Some(Event::Closed { conn: id, why, unsent, unacked: None })
     }

@@ -3,7 +3,7 @@
 use std::net::Shutdown;
 
 use windows_sys::Win32::Foundation::RtlNtStatusToDosError;
-use windows_sys::Win32::Networking::WinSock::{RIO_BUF, RIO_MSG_DEFER, RIORESULT, WSAECONNABORTED};
+use windows_sys::Win32::Networking::WinSock::{RIO_BUF, RIO_MSG_DEFER, RIORESULT, WSAECONNABORTED, WSAEOPNOTSUPP};
 
 use super::books::{Flight, Next, SENDS, SliceId};
 use super::queues::Direction;
@@ -35,6 +35,16 @@ impl RioEngine {
         }
         if queue.is_empty() {
             return SendProgress { bytes: 0, idle: true };
+        }
+        let refused = match queue.load_front(&self.pool) {
+            Err(error) => Some(error.raw_os_error().unwrap_or(winsock::FILE_ENDED)),
+            // Registered I/O has no flag for it (Microsoft Learn, "RIOSend").
+            Ok(()) if matches!(queue.front(), Some(Chunk::Urgent(_))) => Some(WSAEOPNOTSUPP),
+            Ok(()) => None,
+        };
+        if let Some(error) = refused {
+            self.fail(id, error);
+            return NOTHING;
         }
         conn.flight = Some(Box::new(Flight::take(queue, PIECES_PER_SEND)));
         self.soil(id);

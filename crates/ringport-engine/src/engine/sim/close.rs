@@ -45,10 +45,14 @@ impl SimEngine {
         let mut state = self.network.lock();
         let socket = state.sockets.get_mut(conn.socket)?;
         socket.noted = false;
-        let why = socket.error.map(io::Error::from)?;
+        let why = socket.error.or(conn.failed).map(io::Error::from)?;
         if socket.armed && !socket.incoming.is_empty() {
             // What arrived before the failure is delivered first.
+            let by_itself = socket.error.is_some();
             state.note_receive(conn.socket);
+            if !by_itself {
+                state.schedule(Action::Tell(self.number, Note::Failed(id)));
+            }
             return None;
         }
         if conn.is_read() {

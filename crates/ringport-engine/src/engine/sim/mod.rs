@@ -33,6 +33,7 @@ use crate::engine::contract::{
     Close, ConnInfo, Engine, EngineConfig, EngineStats, Event, SendProgress, Wake, Waker, Want,
 };
 use crate::id::{ConnId, Id, ListenerId, Table};
+use crate::options::{OptionName, SocketOption};
 use crate::socket::{SockAddr, Socket, SocketOptions};
 
 pub use faults::Faults;
@@ -82,6 +83,8 @@ struct Conn {
     state: ConnState,
     /// What `send` took and the kernel did not yet.
     record: SendQueue,
+    /// What was to be sent could not be read.
+    failed: Option<io::ErrorKind>,
     /// A FIN was asked for.
     finishing: bool,
     /// Bytes that the kernel took and has not reported.
@@ -117,6 +120,7 @@ impl Conn {
             socket,
             state,
             record,
+            failed: None,
             finishing: false,
             unreported: 0,
             send_posted: false,
@@ -183,7 +187,7 @@ impl Engine for SimEngine {
     }
 
     fn connect(&mut self, to: &SockAddr, options: &SocketOptions) -> io::Result<ConnId> {
-        Ok(self.begin_connecting(to, options))
+        self.begin_connecting(to, options)
     }
 
     fn receive(&mut self, conn: ConnId, want: Want) {
@@ -208,6 +212,24 @@ impl Engine for SimEngine {
         let socket = state.sockets.get(entry.socket).ok_or(io::ErrorKind::NotConnected)?;
         let unacked = Some(socket.outgoing.len() as u64);
         Ok(ConnInfo { local: socket.local.clone(), peer: socket.remote.clone(), unacked })
+    }
+
+    fn option(&self, conn: ConnId, name: OptionName) -> io::Result<SocketOption> {
+        let entry = self.conns.get(conn).ok_or(io::ErrorKind::NotFound)?;
+        let state = self.network.lock();
+        let socket = state.sockets.get(entry.socket).ok_or(io::ErrorKind::NotConnected)?;
+        let set = socket.options.iter().rev().find(|option| option.name() == name);
+        set.cloned().or_else(|| name.simulated()).ok_or_else(|| io::ErrorKind::Unsupported.into())
+    }
+
+    fn set_option(&mut self, conn: ConnId, option: &SocketOption) -> io::Result<()> {
+        let entry = self.conns.get(conn).ok_or(io::ErrorKind::NotFound)?;
+        let mut state = self.network.lock();
+        let socket = state.sockets.get_mut(entry.socket).ok_or(io::ErrorKind::NotConnected)?;
+        check_simulated(option)?;
+        socket.options.retain(|set| set.name() != option.name());
+        socket.options.push(option.clone());
+        Ok(())
     }
 
     fn wait(&mut self, deadline: Option<Instant>) -> io::Result<()> {
@@ -256,6 +278,12 @@ impl std::fmt::Debug for SimEngine {
         let conns = self.conns.len();
         f.debug_struct("SimEngine").field("number", &self.number).field("conns", &conns).finish_non_exhaustive()
     }
+}
+
+/// Whether the simulator can keep an option: any but a raw one, whose meaning it does not know.
+pub(crate) fn check_simulated(option: &SocketOption) -> io::Result<()> {
+    option.check()?;
+    if option.name().simulated().is_some() { Ok(()) } else { Err(io::ErrorKind::Unsupported.into()) }
 }
 
 struct SimWaker {

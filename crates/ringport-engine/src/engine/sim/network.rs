@@ -19,12 +19,13 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::check_simulated;
 use super::faults::{Faults, Rng, mix};
 use super::personality::{Oddities, Oddity, Personality};
 use super::tcp::{FIRST_PORT, SimListener, SimSocket};
 use crate::engine::contract::Close;
 use crate::id::{ConnId, Id, ListenerId, Table};
-use crate::socket::SockAddr;
+use crate::socket::{ListenOptions, SockAddr, is_tcp};
 
 /// A simulated network: addresses, connections, a clock and a seed, shared by the engines opened on it.
 ///
@@ -91,14 +92,17 @@ impl Network {
     }
 
     /// Listens.
-    pub(crate) fn listen(&self, address: &SockAddr, backlog: u32) -> io::Result<Endpoint> {
+    pub(crate) fn listen(&self, address: &SockAddr, options: &ListenOptions) -> io::Result<Endpoint> {
+        let inherited: Vec<_> = options.socket.options(is_tcp(address)).collect();
+        inherited.iter().try_for_each(check_simulated)?;
         let mut state = self.lock();
         let local = state.bind(address)?;
-        let backlog_max = backlog.max(1) as usize;
+        let backlog_max = options.backlog.max(1) as usize;
         let listener = SimListener {
             local: local.clone(),
             queue: VecDeque::new(),
             backlog_max,
+            options: inherited,
             owner: None,
             accepting: false,
             noted: false,

@@ -4,7 +4,7 @@ use super::memory::Reading;
 use super::network::{Action, Note, State};
 use super::personality::Oddity;
 use super::{Conn, ConnState, SimEngine};
-use crate::buffer::{Chunk, SendQueue};
+use crate::buffer::{Pool, SendQueue};
 use crate::engine::contract::{Event, SendProgress};
 use crate::id::ConnId;
 
@@ -16,9 +16,9 @@ const NOTHING: SendProgress = SendProgress { bytes: 0, idle: false };
 impl SimEngine {
     pub(super) fn begin_sending(&mut self, id: ConnId, queue: &mut SendQueue) -> SendProgress {
         self.stats.calls += 1;
-        let number = self.number;
+        let (number, pool) = (self.number, self.pool.clone());
         let Some((mut state, conn)) = self.open_conn(id) else { return NOTHING };
-        if conn.state != ConnState::Open || conn.finishing || conn.is_sending() {
+        if conn.state != ConnState::Open || conn.finishing || conn.failed.is_some() || conn.is_sending() {
             return NOTHING;
         }
         if queue.is_empty() {
@@ -32,15 +32,15 @@ impl SimEngine {
             conn.record.push(piece);
         }
         if state.is_odd(Oddity::LatePacket) {
-            conn.unreported = hand_over(&mut state, conn, number, id);
+            conn.unreported = hand_over(&mut state, conn, number, id, &pool);
         }
-        let bytes =
-            if conn.unreported > 0 || state.queues_sends() { 0 } else { hand_over(&mut state, conn, number, id) };
+        let waits = conn.unreported > 0 || state.queues_sends();
+        let bytes = if waits { 0 } else { hand_over(&mut state, conn, number, id, &pool) };
         if conn.unreported > 0 {
             conn.post_send();
             state.schedule(Action::Tell(number, Note::Send(id)));
         } else if !conn.record.is_empty() {
-            wait_for_room(&mut state, conn, number, id);
+            go_on_later(&mut state, conn, number, id);
         }
         SendProgress { bytes, idle: !conn.is_sending() }
     }
@@ -53,18 +53,18 @@ impl SimEngine {
         if conn.state == ConnState::Closing {
             // The cancel comes before or after this completion, which nobody is told about.
             if state.flips() {
-                hand_over(&mut state, conn, self.number, id);
+                hand_over(&mut state, conn, self.number, id, &self.pool);
             }
             return None;
         }
-        if !conn.is_sending() {
+        if !conn.is_sending() || (conn.failed.is_some() && conn.unreported == 0) {
             return None;
         }
         assert!(posted || state.tells_edges(), "a send completes that was not posted");
-        let bytes = std::mem::take(&mut conn.unreported) + hand_over(&mut state, conn, self.number, id);
+        let bytes = std::mem::take(&mut conn.unreported) + hand_over(&mut state, conn, self.number, id, &self.pool);
         let idle = conn.record.is_empty();
         if !idle {
-            wait_for_room(&mut state, conn, self.number, id);
+            go_on_later(&mut state, conn, self.number, id);
         } else if conn.finishing {
             state.finish(conn.socket);
         }
@@ -105,46 +105,50 @@ impl Conn {
     }
 }
 
-/// Moves what fits out of the record into the kernel and says how much that was.
-fn hand_over(state: &mut State, conn: &mut Conn, engine: usize, id: ConnId) -> usize {
+/// Moves what fits out of the record into the kernel and says how much that was. A file that cannot be read ends the
+/// connection.
+fn hand_over(state: &mut State, conn: &mut Conn, engine: usize, id: ConnId, pool: &Pool) -> usize {
+    if conn.failed.is_some() {
+        return 0;
+    }
     let room = state.send_room(conn.socket).min(usize::try_from(conn.record.bytes()).unwrap_or(usize::MAX));
     let room = room.min(state.slice_bytes());
     let count = state.some_of(room);
+    let late = count > 0 && state.is_odd(Oddity::LateNotice);
     let Some(socket) = state.sockets.get_mut(conn.socket) else { return 0 };
-    let mut left = count;
-    for piece in conn.record.iter() {
-        let part = &piece.as_slice()[..left.min(piece.len())];
-        socket.outgoing.extend(part);
-        left -= part.len();
-        if left == 0 {
+    let (mut left, mut pieces) = (count, Vec::new());
+    while left > 0 {
+        if let Err(error) = conn.record.load_front(pool) {
+            conn.failed = Some(error.kind());
             break;
         }
+        let Some(piece) = conn.record.front() else { break };
+        let part = left.min(piece.len());
+        socket.outgoing.extend(&piece.as_slice()[..part]);
+        // What the kernel still reads after it has said that it took it stays in use.
+        if late && part == piece.len() {
+            pieces.extend(conn.record.pop());
+        } else {
+            conn.record.consume(part);
+        }
+        left -= part;
     }
-    if count > 0 && state.is_odd(Oddity::LateNotice) {
-        conn.reading.push_back(Reading::new(sent_pieces(&mut conn.record, count)));
+    let count = count - left;
+    if !pieces.is_empty() {
+        conn.reading.push_back(Reading::new(pieces));
         state.schedule(Action::Tell(engine, Note::Released(id)));
-    } else {
-        conn.record.consume(count);
     }
     state.note_down(count as u64);
     state.kick(conn.socket);
     count
 }
 
-/// Takes the pieces out of the record that lie wholly in its first `count` bytes, and drops the rest of those bytes.
-fn sent_pieces(record: &mut SendQueue, mut count: usize) -> Vec<Chunk> {
-    let mut pieces = Vec::new();
-    while record.front().is_some_and(|piece| piece.len() <= count) {
-        let Some(piece) = record.pop() else { break };
-        count -= piece.len();
-        pieces.push(piece);
-    }
-    record.consume(count);
-    pieces
-}
-
 /// Continues the record when the kernel has room: later if there is some already, else when the peer took something.
-fn wait_for_room(state: &mut State, conn: &mut Conn, engine: usize, id: ConnId) {
+fn go_on_later(state: &mut State, conn: &mut Conn, engine: usize, id: ConnId) {
+    if conn.failed.is_some() {
+        state.schedule(Action::Tell(engine, Note::Failed(id)));
+        return;
+    }
     conn.post_send();
     if state.send_room(conn.socket) > 0 {
         state.schedule(Action::Tell(engine, Note::Send(id)));

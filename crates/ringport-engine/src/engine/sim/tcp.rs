@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::network::{Action, Note, State};
 use crate::engine::contract::Close;
 use crate::id::{ConnId, Id, ListenerId};
+use crate::options::SocketOption;
 use crate::socket::SockAddr;
 
 /// Times that a SYN is sent before a connect fails.
@@ -23,6 +24,8 @@ pub(super) struct SimListener {
     /// Connections that nobody accepted yet.
     pub(super) queue: VecDeque<Id>,
     pub(super) backlog_max: usize,
+    /// What accepted sockets inherit.
+    pub(super) options: Vec<SocketOption>,
     pub(super) owner: Option<(usize, ListenerId)>,
     pub(super) accepting: bool,
     /// A [`Note::Accept`] is on its way.
@@ -37,6 +40,8 @@ pub(super) struct SimSocket {
     peer: Option<Id>,
     pub(super) local: SockAddr,
     pub(super) remote: SockAddr,
+    /// What was set on it.
+    pub(super) options: Vec<SocketOption>,
     pub(super) outgoing: VecDeque<u8>,
     outgoing_max: usize,
     pub(super) incoming: VecDeque<u8>,
@@ -74,7 +79,7 @@ impl State {
     }
 
     /// A socket that begins to connect to `to`, from `bind` if that is given.
-    pub(super) fn open(&mut self, to: &SockAddr, bind: Option<SocketAddr>) -> Id {
+    pub(super) fn open(&mut self, to: &SockAddr, bind: Option<SocketAddr>, options: Vec<SocketOption>) -> Id {
         self.ports = self.ports.checked_add(1).unwrap_or(FIRST_PORT);
         let local = match (to.as_socket(), bind) {
             (Some(_), Some(local)) if local.port() != 0 => SockAddr::from(local),
@@ -84,12 +89,12 @@ impl State {
             }
             (None, _) => to.clone(),
         };
-        let client = self.socket(local, to.clone());
+        let client = self.socket(local, to.clone(), options);
         self.schedule(Action::Syn { client, tries: 0 });
         client
     }
 
-    fn socket(&mut self, local: SockAddr, remote: SockAddr) -> Id {
+    fn socket(&mut self, local: SockAddr, remote: SockAddr, options: Vec<SocketOption>) -> Id {
         let mut capacity = || (self.faults.buffer_max >> self.rng.below(4)).max(1);
         let (outgoing_max, incoming_max) = (capacity(), capacity());
         self.sockets.insert(SimSocket {
@@ -98,6 +103,7 @@ impl State {
             peer: None,
             local,
             remote,
+            options,
             outgoing: VecDeque::new(),
             outgoing_max,
             incoming: VecDeque::new(),
@@ -127,7 +133,8 @@ impl State {
             }
             return self.schedule_after(SYN_PAUSE * (1 << tries), Action::Syn { client, tries: tries + 1 });
         }
-        let server = self.socket(to, from);
+        let options = listener.options.clone();
+        let server = self.socket(to, from, options);
         self.set_peer(server, client);
         self.set_peer(client, server);
         self.listeners.get_mut(at).expect("it was just found").queue.push_back(server);

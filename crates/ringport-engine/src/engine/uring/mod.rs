@@ -32,8 +32,8 @@
 //! - Sockets are blocking: on a non-blocking one an operation would answer `EAGAIN` instead of waiting. Plain calls say
 //!   `MSG_DONTWAIT` each time.
 //!
-//! Rejected after measuring: direct descriptors, sends without a completion on success, zero-copy sends and a polling
-//! kernel thread (no gain or a loss on this path), `close` as an operation (a connection that closes has nothing else
+//! Rejected after measuring: direct descriptors, sends without a completion on success and a polling kernel thread (no gain
+//! or a loss on this path; zero-copy sends lose, too, on loopback, and are off unless asked for), `close` as an operation (a connection that closes has nothing else
 //! to batch with).
 
 mod accept;
@@ -47,6 +47,7 @@ mod send;
 #[cfg(test)]
 mod tests;
 mod wait;
+mod zero;
 
 use std::collections::VecDeque;
 use std::io;
@@ -62,10 +63,14 @@ use self::adapt::Chooser;
 use self::ring::{BufferRing, Ring};
 use self::send::{Batch, Flight};
 use self::wait::Bell;
+use self::zero::Loan;
 use super::contract::{Close, ConnInfo, Engine, EngineConfig, EngineStats, Event, SendProgress, Waker, Want};
+use super::direct::Sender;
 use super::platform;
+use super::spin::Spin;
 use crate::buffer::{Pool, SendQueue};
 use crate::id::{ConnId, Id, ListenerId, Table};
+use crate::options::SocketRef;
 use crate::socket::{SockAddr, Socket, SocketOptions};
 
 pub(crate) use self::probe::probe;
@@ -82,6 +87,7 @@ enum Op {
     Connect = 5,
     Ring = 6,
     Alarm = 7,
+    SendZc = 8,
 }
 
 impl Op {
@@ -155,6 +161,8 @@ struct Conn {
     starved: bool,
     /// Nothing more will be sent: after the flight comes a FIN.
     finishing: bool,
+    /// Its urgent data is watched, which fixes the mode.
+    urgent: bool,
     abort: bool,
     /// What ended it, as an `errno`, or 0.
     error: i32,
@@ -179,6 +187,7 @@ impl Conn {
             queued: false,
             starved: false,
             finishing: false,
+            urgent: false,
             abort: false,
             error: 0,
             unacked: None,
@@ -225,6 +234,10 @@ pub struct UringEngine {
     conns: ManuallyDrop<Table<Conn>>,
     buffers: ManuallyDrop<Option<BufferRing>>,
     pool: ManuallyDrop<Pool>,
+    /// Pieces that the kernel reads from until it notifies.
+    loans: ManuallyDrop<Table<Loan>>,
+    /// A piece of this many bytes is sent without a copy.
+    zero_copy_above: Option<usize>,
     listeners: Table<Listener>,
     bell: Arc<Bell>,
     bell_armed: bool,
@@ -265,6 +278,8 @@ pub struct UringEngine {
     alarm_serial: u32,
     alarms: u32,
     alarm_time: Box<Timespec>,
+    spin: Spin,
+    sender: Sender,
     now: Instant,
     stats: EngineStats,
 }
@@ -282,7 +297,11 @@ impl UringEngine {
         conn.cancelled |= ending;
         for op in Op::OF_CONN {
             if ending & op.bit() != 0 {
-                self.cancel_tag(op.tag(id));
+                let conn = self.conns.get(id);
+                match conn.map(|conn| &conn.flight) {
+                    Some(Flight::ZeroCopy(loan)) if op == Op::Send => self.cancel_tag(Op::SendZc.tag(*loan)),
+                    _ => self.cancel_tag(op.tag(id)),
+                }
             }
         }
     }
@@ -323,6 +342,8 @@ impl Engine for UringEngine {
             conns: ManuallyDrop::new(Table::new()),
             buffers: ManuallyDrop::new(buffers),
             pool: ManuallyDrop::new(pool),
+            loans: ManuallyDrop::new(Table::new()),
+            zero_copy_above: config.zero_copy_above.filter(|_| features.zero_copy),
             listeners: Table::new(),
             bell,
             bell_armed: true,
@@ -351,6 +372,8 @@ impl Engine for UringEngine {
             alarm_serial: 0,
             alarms: 0,
             alarm_time: Box::default(),
+            spin: Spin::new(config.spin),
+            sender: Sender { blocking: true, sendfile: features.sendfile },
             now: Instant::now(),
             stats: EngineStats::default(),
         })
@@ -405,6 +428,17 @@ impl Engine for UringEngine {
         let fd = self.conns.get(conn).and_then(|conn| conn.fd.as_ref()).ok_or(io::ErrorKind::NotFound)?;
         let socket = socket2::SockRef::from(fd);
         Ok(ConnInfo { local: socket.local_addr()?, peer: socket.peer_addr()?, unacked: platform::unacked(fd.as_fd()) })
+    }
+
+    fn socket(&self, conn: ConnId) -> io::Result<SocketRef<'_>> {
+        let fd = self.conns.get(conn).and_then(|conn| conn.fd.as_ref()).ok_or(io::ErrorKind::NotFound)?;
+        Ok(SocketRef(fd.into()))
+    }
+
+    fn watch_urgent(&mut self, conn: ConnId) -> io::Result<()> {
+        self.socket(conn)?.0.set_out_of_band_inline(true)?;
+        self.watch_mark(conn);
+        Ok(())
     }
 
     fn wait(&mut self, deadline: Option<Instant>) -> io::Result<()> {

@@ -276,7 +276,7 @@ impl UringEngine {
             (true, None) => Mode::Direct,
             (false, None) => Mode::Multishot,
         };
-        if conn.mode == mode || conn.state != State::Open {
+        if conn.mode == mode || conn.state != State::Open || conn.urgent {
             return false;
         }
         conn.mode = mode;
@@ -287,6 +287,18 @@ impl UringEngine {
         }
         self.stats.mode_changes += 1;
         true
+    }
+
+    /// From now on each receive is a plain call that ends at the mark, and is made when its event is asked for: a receive
+    /// that the kernel makes by itself would be past the mark before anybody looks. The poll is set anew each time, since a
+    /// receive that ends at the mark leaves bytes behind, which make no new edge.
+    pub(super) fn watch_mark(&mut self, id: ConnId) {
+        let Some(conn) = self.conns.get_mut(id) else { return };
+        conn.urgent = true;
+        if std::mem::replace(&mut conn.mode, Mode::OneShot) == Mode::Direct {
+            self.cancel(id, Op::Poll.bit());
+        }
+        self.settle(id);
     }
 
     /// The connection was readable beyond its last receive: it goes on, unless it has had its share.

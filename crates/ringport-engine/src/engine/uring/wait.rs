@@ -31,11 +31,12 @@ impl UringEngine {
         let retry = self.resume_listeners();
         let mut block = self.block(deadline, retry);
         let starved = !self.starved.is_empty() || !self.starved_direct.is_empty();
-        let hungry = starved && !matches!(block, Block::No);
+        let hungry = starved && block != Block::No;
         if hungry && !self.pool.begin_shortage(&Waker(self.bell.clone())) {
             block = Block::No;
         }
-        let entered = self.ring.enter(block);
+        let spins = self.spin.is_on() && block != Block::No;
+        let entered = if spins { self.spin_then_enter(block) } else { self.ring.enter(block) };
         if hungry {
             self.pool.end_shortage();
         }
@@ -45,6 +46,35 @@ impl UringEngine {
         self.ready_first = !self.ready_first;
         self.events_left = self.config.events_per_turn.max(1);
         self.run_bytes = 0;
+        Ok(())
+    }
+
+    /// Looks for completions without sleeping for a while, if that has paid of late, and then sleeps. A deadline is an
+    /// operation of its own, so that it ends the looking as any completion does.
+    #[cold]
+    fn spin_then_enter(&mut self, block: Block) -> io::Result<()> {
+        let begin = Instant::now();
+        let mut rest = block;
+        if let Some(budget) = self.spin.budget() {
+            self.stats.spins += 1;
+            let most = if let Block::AtMost(time) = block { budget.min(time) } else { budget };
+            loop {
+                self.ring.enter(Block::No)?;
+                if self.ring.has_leftovers() {
+                    self.spin.waited(begin.elapsed());
+                    return Ok(());
+                }
+                if begin.elapsed() >= most {
+                    break;
+                }
+                std::hint::spin_loop();
+            }
+            if let Block::AtMost(time) = block {
+                rest = Block::AtMost(time.saturating_sub(begin.elapsed()));
+            }
+        }
+        self.ring.enter(rest)?;
+        self.spin.waited(begin.elapsed());
         Ok(())
     }
 
@@ -142,7 +172,7 @@ impl UringEngine {
     }
 
     #[inline]
-    fn translate(&mut self, completion: Completion) -> Option<Event> {
+    pub(super) fn translate(&mut self, completion: Completion) -> Option<Event> {
         const RECEIVE: u64 = Op::Receive as u64;
         const SEND: u64 = Op::Send as u64;
         const POLL: u64 = Op::Poll as u64;
@@ -150,9 +180,11 @@ impl UringEngine {
         const CONNECT: u64 = Op::Connect as u64;
         const RING: u64 = Op::Ring as u64;
         const ALARM: u64 = Op::Alarm as u64;
+        const SEND_ZC: u64 = Op::SendZc as u64;
         match completion.tag >> 60 {
             RECEIVE => self.on_receive(completion),
             SEND => self.on_send(completion),
+            SEND_ZC => self.on_zero_copy(completion),
             POLL => self.on_poll(completion),
             ACCEPT => self.on_accept(completion),
             CONNECT => self.on_connect(completion),

@@ -55,3 +55,16 @@ pub fn fill_descriptors() -> Result<Vec<std::fs::File>, &'static str> {
 
 /// Registered I/O is an engine of Windows.
 pub fn stand_in_for_rio() {}
+
+/// Level and number of `TCP_NODELAY`.
+pub const NO_DELAY: (i32, i32) = (libc::IPPROTO_TCP, libc::TCP_NODELAY);
+
+/// Whether options can be set by number.
+pub const RAW_OPTIONS: bool = true;
+
+/// Level and number of an option that holds an address.
+#[cfg(target_os = "linux")]
+pub const FILTER: Option<(i32, i32)> = Some((libc::SOL_SOCKET, libc::SO_ATTACH_FILTER));
+/// None is known.
+#[cfg(not(target_os = "linux"))]
+pub const FILTER: Option<(i32, i32)> = None;

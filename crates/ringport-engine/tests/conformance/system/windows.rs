@@ -88,3 +88,12 @@ pub fn stand_in_for_rio() {
     // SAFETY: the functions do what the documentation says, over overlapped sockets.
     unsafe { ringport_engine::engine::rio::use_provider(provider) };
 }
+
+/// Level and number of `TCP_NODELAY`.
+pub const NO_DELAY: (i32, i32) = (6, 1);
+
+/// Whether options can be set by number.
+pub const RAW_OPTIONS: bool = false;
+
+/// Level and number of an option that holds an address. None is known.
+pub const FILTER: Option<(i32, i32)> = None;

@@ -57,10 +57,11 @@ struct Sent<S> {
 }
 
 impl<S> Flight<S> {
-    /// Takes the first `pieces` of `queue`.
+    /// Takes the first `pieces` of `queue`, up to one that cannot be sent like others.
     pub(crate) fn take(queue: &mut SendQueue, pieces: usize) -> Self {
         let mut taken = SendQueue::new();
-        for piece in std::iter::from_fn(|| queue.pop()).take(pieces) {
+        let mut next = || queue.front().is_some_and(|piece| !piece.is_alone()).then(|| queue.pop()).flatten();
+        for piece in std::iter::from_fn(&mut next).take(pieces) {
             taken.push(piece);
         }
         Self { queue: taken, posted: 0, posts: VecDeque::new(), next: 0, broken: false }
