@@ -151,7 +151,7 @@ impl SendQueue {
     ///
     /// # Errors
     ///
-    /// As [`FileRange::read`]. The queue is as before then.
+    /// As [`FileRange::read`](super::FileRange::read). The queue is as before then.
     pub fn load_front(&mut self, pool: &Pool) -> io::Result<()> {
         let Some(Chunk::File(range)) = &mut self.front else { return Ok(()) };
         let most = range.len().min(pool.config().large_slot_bytes as usize);
