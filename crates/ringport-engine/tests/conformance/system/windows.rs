@@ -15,14 +15,19 @@ pub fn no_unix_sockets() -> Option<String> {
 }
 
 /// Whether a reset is lost here if nobody waits for bytes when it comes: then the next receive finds a FIN instead. That
-/// is a fault of Wine 8, found out with plain sockets.
+/// is a fault of Wine 8, found out with plain sockets. On a busy machine a reset may come after the look at it, so that
+/// only several are telling; one that is lost is proof.
 pub fn loses_resets() -> bool {
+    (0..5).any(|_| loses_a_reset())
+}
+
+fn loses_a_reset() -> bool {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let mut near = TcpStream::connect(listener.local_addr().expect("an address")).expect("connects");
     let (far, _) = listener.accept().expect("accepts");
     SockRef::from(&far).set_linger(Some(Duration::ZERO)).expect("takes the option");
     drop(far);
-    // Nothing else can tell that the reset is there. If it comes later, it is not lost, and the test goes on.
+    // Nothing else can tell that the reset is there.
     std::thread::sleep(Duration::from_millis(100));
     match near.read_exact(&mut [0]) {
         Err(error) if error.kind() == ErrorKind::UnexpectedEof => true,
