@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use socket2::SockRef;
 
 use crate::program::{Server, check_echo, engines, pattern};
-use crate::system::resident_kib;
+use crate::system::{ACCEPTS_WHAT_WAS_RESET, resident_kib};
 
 /// Runs an echo on `stream` until it is told to stop, and returns the number of messages and the slowest.
 fn probe(mut stream: TcpStream, stop: Arc<AtomicBool>) -> thread::JoinHandle<(usize, Duration)> {
@@ -25,6 +25,12 @@ fn probe(mut stream: TcpStream, stop: Arc<AtomicBool>) -> thread::JoinHandle<(us
         }
         (messages, slowest)
     })
+}
+
+/// A number in the last line of a server.
+fn count(errors: &str, name: &str) -> u64 {
+    let number = errors.split(&format!(" {name}")).nth(1).and_then(|rest| rest.split_whitespace().next());
+    number.and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("no {name} in {errors}"))
 }
 
 #[test]
@@ -54,7 +60,11 @@ fn resets_at_any_moment() {
         let (messages, slowest) = healthy.join().expect("the healthy peer was served");
         assert!(messages > 10 && slowest < Duration::from_secs(1), "{engine}: {messages}, slowest {slowest:?}");
         assert_eq!(server.stop(), 0, "{engine}: {}", server.program.errors());
-        assert!(server.program.errors().contains("accepted=201"), "{engine}: {}", server.program.errors());
+        // Elsewhere than on Linux the system may drop what was reset before it was accepted, and tell nobody.
+        let errors = server.program.errors();
+        let counted = count(&errors, "accepted=") + count(&errors, "accepts_failed=");
+        let least = if ACCEPTS_WHAT_WAS_RESET { 201 } else { 2 };
+        assert!((least..=201).contains(&counted), "{engine}: {counted}: {errors}");
     }
 }
 

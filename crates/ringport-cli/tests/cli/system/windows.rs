@@ -7,6 +7,9 @@ use std::process::{Command, ExitStatus};
 use std::sync::OnceLock;
 use std::time::Duration;
 
+/// Whether a connection that was reset before it was accepted is accepted all the same.
+pub(crate) const ACCEPTS_WHAT_WAS_RESET: bool = false;
+
 /// Longest time that anything single may take. Under Wine a message costs ten times as much as on Linux.
 pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 
