@@ -15,6 +15,8 @@
 #[cfg(windows)]
 mod functions;
 pub mod rules;
+#[cfg(windows)]
+mod sockets;
 
 #[cfg(windows)]
 pub use functions::{Calls, calls, closing, created, functions};

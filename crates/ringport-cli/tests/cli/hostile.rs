@@ -10,11 +10,17 @@ use std::time::{Duration, Instant};
 use socket2::SockRef;
 
 use crate::program::{Server, both_apis, check_echo, engines, pattern, probe};
-use crate::system::resident_kib;
+use crate::system::{ACCEPTS_WHAT_WAS_RESET, resident_kib};
 
 both_apis! {
     resets_at_any_moment,
     a_peer_that_never_reads_costs_bounded_memory,
+}
+
+/// A number in the last line of a server.
+fn count(errors: &str, name: &str) -> u64 {
+    let number = errors.split(&format!(" {name}")).nth(1).and_then(|rest| rest.split_whitespace().next());
+    number.and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("no {name} in {errors}"))
 }
 
 fn resets_at_any_moment() {
@@ -43,7 +49,11 @@ fn resets_at_any_moment() {
         let (messages, slowest) = healthy.join().expect("the healthy peer was served");
         assert!(messages > 10 && slowest < Duration::from_secs(1), "{engine}: {messages}, slowest {slowest:?}");
         assert_eq!(server.stop(), 0, "{engine}: {}", server.program.errors());
-        assert!(server.program.errors().contains("accepted=201"), "{engine}: {}", server.program.errors());
+        // Elsewhere than on Linux the system may drop what was reset before it was accepted, and tell nobody.
+        let errors = server.program.errors();
+        let counted = count(&errors, "accepted=") + count(&errors, "accepts_failed=");
+        let least = if ACCEPTS_WHAT_WAS_RESET { 201 } else { 2 };
+        assert!((least..=201).contains(&counted), "{engine}: {counted}: {errors}");
     }
 }
 

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use crate::system;
 
 /// Longest time that anything single may take.
-pub(crate) const LIMIT: Duration = Duration::from_secs(20);
+pub(crate) const LIMIT: Duration = system::LIMIT;
 
 /// The binary under test.
 pub(crate) fn ringport() -> Command {
@@ -22,7 +22,7 @@ pub(crate) fn ringport() -> Command {
 }
 
 /// Longest time that a program may run. Beyond, it is killed, so that whoever reads from it sees the end and fails.
-const PROGRAM_LIMIT: Duration = Duration::from_secs(40);
+const PROGRAM_LIMIT: Duration = Duration::from_secs(2 * LIMIT.as_secs());
 
 /// A running program. Killed when dropped, and when its time is over.
 pub(crate) struct Program {

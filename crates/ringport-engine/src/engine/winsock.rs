@@ -284,9 +284,10 @@ pub(crate) unsafe fn failure_of(socket: &socket2::Socket, overlapped: *const OVE
     if done != 0 { ERROR_OPERATION_ABORTED as i32 } else { last_error() }
 }
 
-/// Whether an accept failed because its connection was gone before, so that the next may be well.
+/// Whether an accept failed because its connection was gone before, so that the next may be well. Wine says that by
+/// WSAENOTCONN, too.
 pub(crate) fn is_lost_connection(error: i32) -> bool {
-    matches!(error, WSAECONNRESET | WSAECONNABORTED | WSAETIMEDOUT)
+    matches!(error, WSAECONNRESET | WSAECONNABORTED | WSAETIMEDOUT | WSAENOTCONN)
 }
 
 /// Whether a plain receive found nothing.

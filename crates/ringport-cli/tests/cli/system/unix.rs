@@ -4,6 +4,12 @@ use std::fs;
 use std::process::{Command, ExitStatus};
 use std::time::Duration;
 
+/// Whether a connection that was reset before it was accepted is accepted all the same.
+pub(crate) const ACCEPTS_WHAT_WAS_RESET: bool = cfg!(target_os = "linux");
+
+/// Longest time that anything single may take.
+pub(crate) const LIMIT: Duration = Duration::from_secs(20);
+
 /// An engine that exists elsewhere only, and how the program says that.
 pub(crate) const FOREIGN_ENGINE: (&str, &str) = ("rio", "only on Windows");
 

@@ -5,6 +5,13 @@ use std::os::windows::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use std::sync::OnceLock;
+use std::time::Duration;
+
+/// Whether a connection that was reset before it was accepted is accepted all the same.
+pub(crate) const ACCEPTS_WHAT_WAS_RESET: bool = false;
+
+/// Longest time that anything single may take. Under Wine a message costs ten times as much as on Linux.
+pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 
 /// An engine that exists elsewhere only, and how the program says that.
 pub(crate) const FOREIGN_ENGINE: (&str, &str) = ("epoll", "only on Linux");

@@ -15,13 +15,13 @@ pub fn no_unix_sockets() -> Option<String> {
 }
 
 /// Whether a reset is lost here if nobody waits for bytes when it comes: then the next receive finds a FIN instead. That
-/// is a fault of Wine 8, found out with plain sockets. A busy Wine may notice a reset only when it is asked for, and not
-/// lose it, so that one try does not tell.
+/// is a fault of Wine 8, found out with plain sockets. On a busy machine a reset may come after the look at it, so that
+/// only several are telling; one that is lost is proof.
 pub fn loses_resets() -> bool {
-    (0..5).any(|_| is_reset_lost())
+    (0..5).any(|_| loses_a_reset())
 }
 
-fn is_reset_lost() -> bool {
+fn loses_a_reset() -> bool {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let mut near = TcpStream::connect(listener.local_addr().expect("an address")).expect("connects");
     let (far, _) = listener.accept().expect("accepts");
