@@ -66,12 +66,16 @@ struct Inner {
     message_max: u32,
     reader: Interest,
     writer: Interest,
+    /// The writer waits for room, and not for a flush.
+    wants_room: bool,
     state: State,
     peer_finished: bool,
     paused: bool,
     reader_gone: bool,
     writer_gone: bool,
     finish: bool,
+    /// Something was sent since the last flush that was polled for.
+    unflushed: bool,
     abort: Option<CloseReason>,
     /// A flush of the session will tell when more of the outbox fits.
     continuing: bool,
@@ -100,16 +104,12 @@ struct Extra {
     end: Option<End>,
     read: Deadline,
     write: Deadline,
+    /// The flush that somebody polls for, by hand.
+    polled_flush: Option<u32>,
     info_wanted: bool,
     info: Option<io::Result<ConnInfo>>,
     asking: Interest,
     closing: Interest,
-}
-
-impl Default for Interest {
-    fn default() -> Self {
-        Self::None
-    }
 }
 
 /// The longest time that one operation may wait.
@@ -168,12 +168,14 @@ impl StreamCell {
             message_max,
             reader: Interest::None,
             writer: Interest::None,
+            wants_room: false,
             state: if open { State::Open } else { State::Connecting },
             peer_finished: false,
             paused: false,
             reader_gone: false,
             writer_gone: false,
             finish: false,
+            unflushed: false,
             abort: None,
             continuing: false,
             flush: Flush::default(),
@@ -367,7 +369,8 @@ impl StreamCell {
             todo.timers[0] = arm(&mut extra.read, READ);
             todo.timers[1] = arm(&mut extra.write, WRITE);
         }
-        let waiting = if inner.has_room() { inner.writer.take() } else { Interest::None };
+        let room = inner.wants_room && inner.has_room();
+        let waiting = if room { inner.writer.take() } else { Interest::None };
         drop(inner);
         self.runtime.notify(waiting);
         todo
@@ -434,6 +437,24 @@ impl StreamCell {
         let count = inner.inbox.read(to);
         self.after_read(&mut inner);
         Poll::Ready(Ok(count))
+    }
+
+    /// Lends the first piece that arrived to `take`, which says how much of it it used; 0 at the peer's FIN.
+    pub(super) fn poll_lend(
+        self: &Rc<Self>,
+        cx: &Context<'_>,
+        take: impl FnOnce(&[u8]) -> usize,
+    ) -> Poll<io::Result<usize>> {
+        let mut inner = self.inner.borrow_mut();
+        let Some(mut buf) = inner.inbox.pop() else {
+            ready!(self.poll_input(&mut inner, cx))?;
+            return Poll::Ready(Ok(0));
+        };
+        let used = take(&buf).min(buf.len());
+        buf.advance(used);
+        inner.inbox.push_front(buf);
+        self.after_read(&mut inner);
+        Poll::Ready(Ok(used))
     }
 
     /// All of `to` or nothing: until there is enough, the bytes stay in the inbox, which grows for it.
@@ -504,6 +525,7 @@ impl StreamCell {
             }
             return Poll::Ready(Ok(()));
         }
+        inner.wants_room = true;
         self.poll_writer(&mut inner, cx)
     }
 
@@ -528,6 +550,7 @@ impl StreamCell {
         if piece.len() > inner.message_max as usize {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "the message is larger than the send limit"));
         }
+        inner.unflushed = true;
         inner.outbox.get_or_insert_with(|| self.runtime.take_queue()).push(piece);
         self.runtime.touch(self);
         Ok(())
@@ -539,6 +562,7 @@ impl StreamCell {
         if inner.check_open().is_err() || !inner.has_room() || piece.len() > inner.message_max as usize {
             return Err(piece);
         }
+        inner.unflushed = true;
         inner.outbox.get_or_insert_with(|| self.runtime.take_queue()).push(piece);
         self.runtime.touch(self);
         Ok(())
@@ -547,6 +571,7 @@ impl StreamCell {
     /// Queues a copy of `data`. Small ones in a row become one piece.
     pub(super) fn write(self: &Rc<Self>, data: &[u8]) {
         let mut inner = self.inner.borrow_mut();
+        inner.unflushed = true;
         inner.outbox.get_or_insert_with(|| self.runtime.take_queue()).write(data, &self.runtime.pool);
         self.runtime.touch(self);
     }
@@ -557,6 +582,24 @@ impl StreamCell {
         inner.flush.asked = inner.flush.asked.wrapping_add(1);
         self.runtime.touch(self);
         inner.flush.asked
+    }
+
+    /// Waits until the kernel has taken everything; ready at once if nothing was sent since that was so. Those who poll
+    /// by hand ask again and again, and must not be woken for it.
+    pub(super) fn poll_flush(self: &Rc<Self>, cx: &Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            let polled = self.inner.borrow().extra.as_ref().and_then(|extra| extra.polled_flush);
+            if let Some(number) = polled {
+                let flushed = ready!(self.poll_flushed(number, cx));
+                self.inner.borrow_mut().extra.get_or_insert_default().polled_flush = None;
+                flushed?;
+            }
+            if !std::mem::take(&mut self.inner.borrow_mut().unflushed) {
+                return Poll::Ready(Ok(()));
+            }
+            let number = self.ask_flush();
+            self.inner.borrow_mut().extra.get_or_insert_default().polled_flush = Some(number);
+        }
     }
 
     /// Waits for the flush with this number.
@@ -571,6 +614,7 @@ impl StreamCell {
         if matches!(inner.state, State::Closing | State::Closed) {
             return Poll::Ready(Err(inner.error()));
         }
+        inner.wants_room = false;
         self.poll_writer(&mut inner, cx)
     }
 
