@@ -1,4 +1,4 @@
-//! hyper 1's `rt` traits: [`Stream`](crate::Stream) reads and writes, [`TaskExecutor`] spawns, [`TaskTimer`] sleeps.
+//! hyper 1's `rt` traits: [`Stream`] reads and writes, [`TaskExecutor`] spawns, [`TaskTimer`] sleeps.
 
 use std::future::Future;
 use std::io;

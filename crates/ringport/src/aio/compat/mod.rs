@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | `futures-io` | `AsyncRead`, `AsyncWrite` | [`Stream`](super::Stream), its halves |
 //! | `tokio` | `AsyncRead`, `AsyncWrite` | [`Stream`](super::Stream), its halves |
-//! | `hyper` | `rt::{Read, Write, Timer, Executor}` | [`Stream`](super::Stream), [`TaskExecutor`](hyper::TaskExecutor), [`TaskTimer`](hyper::TaskTimer) |
+//! | `hyper` | `rt::{Read, Write, Timer, Executor}` | [`Stream`](super::Stream), `TaskExecutor`, `TaskTimer` |
 //! | `tower-service` | a service for each connection | [`Server`](crate::Server) |
 //!
 //! Reading through these traits copies, since their callers bring the buffers; `recv` and `send` do not.
