@@ -20,7 +20,7 @@
 //!
 //! A [`Server`] has one or more workers, each a thread with an engine, a buffer pool, its connections and its timers; a
 //! connection stays on its worker for life. A [`Handler`] is called with what happens; [`Connection`] is what it
-//! acts on. Other threads reach a connection through [`Remote`]. A [`Client`] opens connections with the same handlers,
+//! acts on. Other threads reach a connection through [`Remote`]. [`serve`] and [`aio`] are the same with async/await. A [`Client`] opens connections with the same handlers,
 //! and a [`Simulation`] runs both in a simulated network, replayed from a seed.
 #![forbid(unsafe_code)]
 

@@ -21,7 +21,18 @@ fn example(name: &str) -> Option<PathBuf> {
         return path.exists().then_some(path);
     }
     let built = Command::new(env!("CARGO"))
-        .args(["build", "--quiet", "--package", "ringport", "--profile", profile, "--example", name])
+        .args([
+            "build",
+            "--quiet",
+            "--package",
+            "ringport",
+            "--profile",
+            profile,
+            "--features",
+            "hyper",
+            "--example",
+            name,
+        ])
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .status();
     assert!(built.is_ok_and(|status| status.success()) || path.exists(), "the example {name} does not build");
@@ -138,4 +149,71 @@ fn proxy() {
     stream.set_nonblocking(false).expect("calls that wait");
     let mut back = vec![0; taken];
     stream.read_exact(&mut back).expect("all that was taken comes back");
+}
+
+/// Asks an HTTP server with Python's client, on one connection and on several.
+const ASK: &str = r#"
+import http.client, sys, threading
+host, port = sys.argv[1].rsplit(":", 1)
+def ask(connection, method, path, body=None):
+    connection.request(method, path, body)
+    answer = connection.getresponse()
+    return answer.status, answer.read()
+def session():
+    connection = http.client.HTTPConnection(host, int(port), timeout=10)
+    assert ask(connection, "GET", "/") == (200, b"hello from ringport\n")
+    for size in (0, 1, 1000, 300_000):
+        body = (bytes(range(256)) * (size // 256 + 1))[:size]
+        if sys.argv[2] == "text":
+            body = body.hex().encode()
+        assert ask(connection, "POST", "/echo", body) == (200, body), size
+    assert ask(connection, "GET", "/nothing")[0] == 404
+    if sys.argv[2] == "text":
+        assert ask(connection, "GET", "/greet/you") == (200, b"hello, you\n")
+    connection.close()
+session()
+failed = []
+def run():
+    try:
+        session()
+    except BaseException as error:
+        failed.append(error)
+threads = [threading.Thread(target=run) for _ in range(8)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+assert not failed, failed
+"#;
+
+fn ask_http(address: &str, bodies: &str) {
+    let mut python = Command::new("python3");
+    match python.args(["-c", ASK, address, bodies]).output() {
+        Ok(output) => assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr)),
+        Err(error) => println!("skipped: there is no Python: {error}"),
+    }
+}
+
+#[test]
+fn http() {
+    let (_running, address) = start("http", &["127.0.0.1:0"]);
+    ask_http(&address, "bytes");
+    // A request in pieces, and one that is none.
+    let mut stream = connect(&address);
+    for piece in [&b"GET / HT"[..], b"TP/1.1\r\nHost: x\r\nConnec", b"tion: close\r\n\r\n"] {
+        stream.write_all(piece).expect("it takes data");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("it answers and closes");
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.ends_with("hello from ringport\n"), "{answer}");
+    let mut stream = connect(&address);
+    stream.write_all(b"nonsense\r\n\r\n").expect("it takes data");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("it answers and closes");
+    assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
+}
+
+#[test]
+fn router() {
+    let (_running, address) = start("router", &["127.0.0.1:0"]);
+    ask_http(&address, "text");
 }

@@ -8,18 +8,21 @@
 //!   worker ◄─ hand_over() ─ outbox, finish, close, abort, pause ◄── send, shutdown, drop
 //! ```
 
+mod deadline;
+mod operations;
+
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::rc::Rc;
-use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use ringport_engine::{Buf, Chunk, ConnId, ConnInfo, SendQueue};
+use ringport_engine::{Buf, ConnId, ConnInfo, SendQueue};
 
+use self::deadline::Deadline;
 use super::inbox::Inbox;
 use super::runtime::{Interest, Runtime};
 use crate::session::{CloseReason, CloseReport, ConnectionOptions, Ending, Pauses, Phase, Session};
-use crate::worker::{Account, ConnectionId};
+use crate::worker::Account;
 
 /// Bytes in the inbox above which reading pauses. At half of them it goes on.
 pub(super) const INBOX_BYTES: usize = 64 * 1024;
@@ -66,12 +69,16 @@ struct Inner {
     message_max: u32,
     reader: Interest,
     writer: Interest,
+    /// The writer waits for room, and not for a flush.
+    wants_room: bool,
     state: State,
     peer_finished: bool,
     paused: bool,
     reader_gone: bool,
     writer_gone: bool,
     finish: bool,
+    /// Something was sent since the last flush that was polled for.
+    unflushed: bool,
     abort: Option<CloseReason>,
     /// A flush of the session will tell when more of the outbox fits.
     continuing: bool,
@@ -100,50 +107,12 @@ struct Extra {
     end: Option<End>,
     read: Deadline,
     write: Deadline,
+    /// The flush that somebody polls for, by hand.
+    polled_flush: Option<u32>,
     info_wanted: bool,
     info: Option<io::Result<ConnInfo>>,
     asking: Interest,
     closing: Interest,
-}
-
-impl Default for Interest {
-    fn default() -> Self {
-        Self::None
-    }
-}
-
-/// The longest time that one operation may wait.
-#[derive(Default)]
-struct Deadline {
-    timeout: Option<Duration>,
-    since: Option<Instant>,
-    /// A timer of the session is set, or will be when the worker looks.
-    armed: bool,
-    to_arm: Option<Duration>,
-    expired: bool,
-}
-
-impl Deadline {
-    /// An operation that waits. Returns whether the worker has a timer to set.
-    fn wait(&mut self, now: Instant) -> bool {
-        let Some(timeout) = self.timeout else { return false };
-        self.since.get_or_insert(now);
-        if !std::mem::replace(&mut self.armed, true) {
-            self.to_arm = Some(timeout);
-        }
-        self.to_arm.is_some()
-    }
-
-    /// The timer is due. One operation may have ended and another begun since it was set: then it is set again.
-    fn due(&mut self, now: Instant) {
-        self.armed = false;
-        let (Some(timeout), Some(since)) = (self.timeout, self.since) else { return };
-        let waited = now.saturating_duration_since(since);
-        self.expired = waited >= timeout;
-        if !self.expired {
-            (self.armed, self.to_arm) = (true, Some(timeout - waited));
-        }
-    }
 }
 
 /// What is left for the worker after [`StreamCell::hand_over`].
@@ -168,12 +137,14 @@ impl StreamCell {
             message_max,
             reader: Interest::None,
             writer: Interest::None,
+            wants_room: false,
             state: if open { State::Open } else { State::Connecting },
             peer_finished: false,
             paused: false,
             reader_gone: false,
             writer_gone: false,
             finish: false,
+            unflushed: false,
             abort: None,
             continuing: false,
             flush: Flush::default(),
@@ -367,7 +338,8 @@ impl StreamCell {
             todo.timers[0] = arm(&mut extra.read, READ);
             todo.timers[1] = arm(&mut extra.write, WRITE);
         }
-        let waiting = if inner.has_room() { inner.writer.take() } else { Interest::None };
+        let room = inner.wants_room && inner.has_room();
+        let waiting = if room { inner.writer.take() } else { Interest::None };
         drop(inner);
         self.runtime.notify(waiting);
         todo
@@ -382,294 +354,6 @@ impl StreamCell {
         drop(inner);
         self.runtime.notify(asking);
     }
-
-    // For the stream.
-
-    pub(super) fn poll_connected(&self, cx: &Context<'_>) -> Poll<io::Result<()>> {
-        let mut inner = self.inner.borrow_mut();
-        match inner.state {
-            State::Connecting => {
-                self.runtime.register(&mut inner.writer, cx);
-                Poll::Pending
-            }
-            State::Closed => Poll::Ready(Err(inner.error())),
-            _ => Poll::Ready(Ok(())),
-        }
-    }
-
-    /// A new operation begins: its deadline counts from now.
-    pub(super) fn begin_read(&self) {
-        if let Some(extra) = &mut self.inner.borrow_mut().extra {
-            (extra.read.since, extra.read.expired) = (None, false);
-        }
-    }
-
-    /// As [`Self::begin_read`], for sending.
-    pub(super) fn begin_write(&self) {
-        if let Some(extra) = &mut self.inner.borrow_mut().extra {
-            (extra.write.since, extra.write.expired) = (None, false);
-        }
-    }
-
-    #[inline]
-    pub(super) fn poll_recv(self: &Rc<Self>, cx: &Context<'_>) -> Poll<io::Result<Option<Buf>>> {
-        let mut inner = self.inner.borrow_mut();
-        if let Some(buf) = inner.inbox.pop() {
-            self.after_read(&mut inner);
-            return Poll::Ready(Ok(Some(buf)));
-        }
-        ready!(self.poll_input(&mut inner, cx))?;
-        Poll::Ready(Ok(None))
-    }
-
-    pub(super) fn poll_read(self: &Rc<Self>, cx: &Context<'_>, to: &mut [u8]) -> Poll<io::Result<usize>> {
-        let mut inner = self.inner.borrow_mut();
-        if to.is_empty() {
-            return Poll::Ready(Ok(0));
-        }
-        if inner.inbox.bytes() == 0 {
-            ready!(self.poll_input(&mut inner, cx))?;
-            return Poll::Ready(Ok(0));
-        }
-        let count = inner.inbox.read(to);
-        self.after_read(&mut inner);
-        Poll::Ready(Ok(count))
-    }
-
-    /// All of `to` or nothing: until there is enough, the bytes stay in the inbox, which grows for it.
-    pub(super) fn poll_read_exact(self: &Rc<Self>, cx: &Context<'_>, to: &mut [u8]) -> Poll<io::Result<()>> {
-        let mut inner = self.inner.borrow_mut();
-        if inner.inbox.bytes() >= to.len() {
-            inner.inbox.read(to);
-            inner.inbox_max = INBOX_BYTES as u32;
-            self.after_read(&mut inner);
-            return Poll::Ready(Ok(()));
-        }
-        if to.len() > READ_EXACT_MAX {
-            return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidInput, "more than 1 GiB in one read")));
-        }
-        let wanted = to.len() as u32;
-        if inner.inbox_max < wanted {
-            inner.inbox_max = wanted;
-            self.runtime.touch(self);
-        }
-        ready!(self.poll_input(&mut inner, cx))?;
-        Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()))
-    }
-
-    /// Gives up the room that a read of many bytes had asked for.
-    pub(super) fn end_read_exact(&self) {
-        self.inner.borrow_mut().inbox_max = INBOX_BYTES as u32;
-    }
-
-    /// Waits for more than there is: ready at the end of the stream, or with what ended it.
-    fn poll_input(self: &Rc<Self>, inner: &mut Inner, cx: &Context<'_>) -> Poll<io::Result<()>> {
-        if inner.peer_finished {
-            return Poll::Ready(Ok(()));
-        }
-        if matches!(inner.state, State::Closing | State::Closed) {
-            return Poll::Ready(Err(inner.error()));
-        }
-        if let Some(extra) = &mut inner.extra {
-            if std::mem::take(&mut extra.read.expired) {
-                extra.read.since = None;
-                return Poll::Ready(Err(timed_out("nothing arrived within the read timeout")));
-            }
-            if extra.read.wait(self.runtime.now()) {
-                self.runtime.touch(self);
-            }
-        }
-        self.runtime.register(&mut inner.reader, cx);
-        Poll::Pending
-    }
-
-    #[inline]
-    fn after_read(self: &Rc<Self>, inner: &mut Inner) {
-        if inner.paused && inner.inbox.bytes() <= inner.inbox_max as usize / 2 {
-            self.runtime.touch(self);
-        }
-        if let Some(extra) = &mut inner.extra {
-            extra.read.since = None;
-        }
-    }
-
-    /// Waits until the queue has room, or nothing can be sent any more.
-    #[inline]
-    pub(super) fn poll_room(self: &Rc<Self>, cx: &Context<'_>) -> Poll<io::Result<()>> {
-        let mut inner = self.inner.borrow_mut();
-        inner.check_open()?;
-        if inner.has_room() {
-            if let Some(extra) = &mut inner.extra {
-                extra.write.since = None;
-            }
-            return Poll::Ready(Ok(()));
-        }
-        self.poll_writer(&mut inner, cx)
-    }
-
-    fn poll_writer(self: &Rc<Self>, inner: &mut Inner, cx: &Context<'_>) -> Poll<io::Result<()>> {
-        if let Some(extra) = &mut inner.extra {
-            if std::mem::take(&mut extra.write.expired) {
-                extra.write.since = None;
-                return Poll::Ready(Err(timed_out("the peer did not take enough within the write timeout")));
-            }
-            if extra.write.wait(self.runtime.now()) {
-                self.runtime.touch(self);
-            }
-        }
-        self.runtime.register(&mut inner.writer, cx);
-        Poll::Pending
-    }
-
-    /// Queues a piece. The caller has waited for room.
-    #[inline]
-    pub(super) fn push(self: &Rc<Self>, piece: Chunk) -> io::Result<()> {
-        let mut inner = self.inner.borrow_mut();
-        if piece.len() > inner.message_max as usize {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "the message is larger than the send limit"));
-        }
-        inner.outbox.get_or_insert_with(|| self.runtime.take_queue()).push(piece);
-        self.runtime.touch(self);
-        Ok(())
-    }
-
-    /// Queues a piece if there is room for it.
-    pub(super) fn try_push(self: &Rc<Self>, piece: Chunk) -> Result<(), Chunk> {
-        let mut inner = self.inner.borrow_mut();
-        if inner.check_open().is_err() || !inner.has_room() || piece.len() > inner.message_max as usize {
-            return Err(piece);
-        }
-        inner.outbox.get_or_insert_with(|| self.runtime.take_queue()).push(piece);
-        self.runtime.touch(self);
-        Ok(())
-    }
-
-    /// Queues a copy of `data`. Small ones in a row become one piece.
-    pub(super) fn write(self: &Rc<Self>, data: &[u8]) {
-        let mut inner = self.inner.borrow_mut();
-        inner.outbox.get_or_insert_with(|| self.runtime.take_queue()).write(data, &self.runtime.pool);
-        self.runtime.touch(self);
-    }
-
-    /// Asks for a flush and returns its number.
-    pub(super) fn ask_flush(self: &Rc<Self>) -> u32 {
-        let mut inner = self.inner.borrow_mut();
-        inner.flush.asked = inner.flush.asked.wrapping_add(1);
-        self.runtime.touch(self);
-        inner.flush.asked
-    }
-
-    /// Waits for the flush with this number.
-    pub(super) fn poll_flushed(self: &Rc<Self>, number: u32, cx: &Context<'_>) -> Poll<io::Result<()>> {
-        let mut inner = self.inner.borrow_mut();
-        if (inner.flush.done.wrapping_sub(number) as i32) >= 0 {
-            if let Some(extra) = &mut inner.extra {
-                extra.write.since = None;
-            }
-            return Poll::Ready(Ok(()));
-        }
-        if matches!(inner.state, State::Closing | State::Closed) {
-            return Poll::Ready(Err(inner.error()));
-        }
-        self.poll_writer(&mut inner, cx)
-    }
-
-    /// Whether a FIN was asked for already.
-    pub(super) fn ask_finish(self: &Rc<Self>) {
-        self.inner.borrow_mut().finish = true;
-        self.runtime.touch(self);
-    }
-
-    pub(super) fn ask_abort(self: &Rc<Self>, reason: CloseReason) {
-        let mut inner = self.inner.borrow_mut();
-        if matches!(inner.state, State::Open | State::Connecting) {
-            inner.abort = Some(reason);
-            inner.state = State::Closing;
-            self.runtime.touch(self);
-        }
-    }
-
-    /// The reading half is gone: what lies in the inbox and what still comes is discarded.
-    pub(super) fn drop_reader(self: &Rc<Self>) {
-        let mut inner = self.inner.borrow_mut();
-        inner.reader_gone = true;
-        inner.reader = Interest::None;
-        inner.inbox.clear();
-        self.runtime.touch(self);
-    }
-
-    /// The writing half is gone: a FIN follows what is queued.
-    pub(super) fn drop_writer(self: &Rc<Self>) {
-        let mut inner = self.inner.borrow_mut();
-        (inner.writer_gone, inner.finish) = (true, true);
-        inner.writer = Interest::None;
-        self.runtime.touch(self);
-    }
-
-    /// Whether nobody holds the stream any more.
-    pub(crate) fn is_abandoned(&self) -> bool {
-        let inner = self.inner.borrow();
-        inner.reader_gone && inner.writer_gone
-    }
-
-    pub(super) fn poll_closed(&self, cx: &Context<'_>) -> Poll<io::Result<()>> {
-        let mut inner = self.inner.borrow_mut();
-        if inner.state == State::Closed {
-            let in_order = inner.end().is_some_and(|end| end.in_order);
-            return Poll::Ready(if in_order { Ok(()) } else { Err(inner.error()) });
-        }
-        self.runtime.register(&mut inner.extra.get_or_insert_default().closing, cx);
-        Poll::Pending
-    }
-
-    pub(super) fn ask_info(self: &Rc<Self>) {
-        let mut inner = self.inner.borrow_mut();
-        let extra = inner.extra.get_or_insert_default();
-        (extra.info_wanted, extra.info) = (true, None);
-        self.runtime.touch(self);
-    }
-
-    pub(super) fn poll_info(&self, cx: &Context<'_>) -> Poll<io::Result<ConnInfo>> {
-        let mut inner = self.inner.borrow_mut();
-        if let Some(info) = inner.extra.as_mut().and_then(|extra| extra.info.take()) {
-            return Poll::Ready(info);
-        }
-        if inner.state == State::Closed {
-            return Poll::Ready(Err(inner.error()));
-        }
-        self.runtime.register(&mut inner.extra.get_or_insert_default().asking, cx);
-        Poll::Pending
-    }
-
-    pub(super) fn set_timeouts(&self, read: Option<Option<Duration>>, write: Option<Option<Duration>>) {
-        let mut inner = self.inner.borrow_mut();
-        let extra = inner.extra.get_or_insert_default();
-        if let Some(timeout) = read {
-            extra.read.timeout = timeout;
-        }
-        if let Some(timeout) = write {
-            extra.write.timeout = timeout;
-        }
-    }
-
-    /// Bytes that the kernel has not taken yet, as far as known here.
-    pub(super) fn queued(&self) -> u64 {
-        let inner = self.inner.borrow();
-        inner.queued()
-    }
-
-    pub(super) fn is_open(&self) -> bool {
-        let inner = self.inner.borrow();
-        inner.state == State::Open && !inner.peer_finished
-    }
-
-    pub(super) fn id(&self) -> Option<ConnectionId> {
-        self.conn.get().map(|conn| ConnectionId { worker: self.runtime.number, conn })
-    }
-}
-
-fn timed_out(text: &str) -> io::Error {
-    io::Error::new(io::ErrorKind::TimedOut, text)
 }
 
 /// Moves pieces to the session while the limits allow. One that is too large goes in parts.

@@ -206,7 +206,7 @@ pub async fn connect_with(address: impl IntoAddress, options: SocketOptions) -> 
     }
     let cell = StreamCell::new(Rc::clone(&runtime), false, &ConnectionOptions::default());
     let stream = Stream::new(Rc::clone(&cell));
-    runtime.request(Request::Connect { stream: cell, to, options });
+    runtime.request(Request::Connect { stream: cell, whither: Box::new((to, options)) });
     stream.connected().await?;
     Ok(stream)
 }

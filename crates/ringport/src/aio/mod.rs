@@ -43,6 +43,7 @@
 
 mod bridge;
 mod cell;
+pub mod compat;
 mod inbox;
 mod listener;
 pub mod remote;

@@ -196,22 +196,6 @@ impl RemoteStream {
     pub fn peer_addr(&self) -> Option<&Address> {
         self.peer.as_ref()
     }
-
-    /// Asks for a flush, to be waited for with [`Self::poll_flushed`].
-    #[cfg_attr(not(any(feature = "tokio", feature = "futures-io")), expect(dead_code, reason = "for the traits"))]
-    pub(super) fn ask_flush(&self) -> u64 {
-        self.bridge.ask_flush()
-    }
-
-    #[cfg_attr(not(any(feature = "tokio", feature = "futures-io")), expect(dead_code, reason = "for the traits"))]
-    pub(super) fn poll_flushed(&self, number: u64, cx: &Context<'_>) -> Poll<io::Result<()>> {
-        self.bridge.poll_flushed(number, cx)
-    }
-
-    #[cfg_attr(not(any(feature = "tokio", feature = "futures-io")), expect(dead_code, reason = "for the traits"))]
-    pub(super) fn finish(&self) {
-        self.bridge.finish();
-    }
 }
 
 impl Drop for RemoteStream {

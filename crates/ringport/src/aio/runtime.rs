@@ -27,7 +27,9 @@ thread_local! {
 }
 
 /// Who waits for something.
+#[derive(Default)]
 pub(crate) enum Interest {
+    #[default]
     None,
     /// A task that waits by itself: an event polls it in place.
     Task(TaskId),
@@ -43,8 +45,15 @@ impl Interest {
 
 /// What a task wants that takes more than its stream's session.
 pub(crate) enum Request {
-    Connect { stream: Rc<StreamCell>, to: SockAddr, options: SocketOptions },
-    Listen { listener: Rc<ListenerCell>, socket: Socket },
+    /// Boxed, since most requests are small.
+    Connect {
+        stream: Rc<StreamCell>,
+        whither: Box<(SockAddr, SocketOptions)>,
+    },
+    Listen {
+        listener: Rc<ListenerCell>,
+        socket: Socket,
+    },
     AcceptMore(ListenerId),
     Unlisten(ListenerId),
 }
@@ -64,6 +73,7 @@ pub(crate) struct Runtime {
     touched: RefCell<Vec<Rc<StreamCell>>>,
     requests: RefCell<VecDeque<Request>>,
     /// Empty queues, for streams that send.
+    #[expect(clippy::vec_box, reason = "a queue moves into a stream's cell as a pointer, without an allocation")]
     queues: RefCell<Vec<Box<SendQueue>>>,
     pub(super) sleeps: RefCell<Sleeps>,
     /// For whom the connection is that the worker is about to open.

@@ -234,6 +234,17 @@ impl OwnedWriter {
         poll_write(&self.cell, cx, data)
     }
 
+    /// As [`Self::flush`], for those who write futures by hand.
+    pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.cell.poll_flush(cx)
+    }
+
+    /// As [`Self::shutdown`], for those who write futures by hand.
+    pub fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.cell.ask_finish();
+        self.cell.poll_flush(cx)
+    }
+
     /// As [`Self::send`], for those who write futures by hand. Takes the data out when it is queued.
     pub fn poll_send(&mut self, cx: &mut Context<'_>, data: &mut Option<Chunk>) -> Poll<io::Result<()>> {
         ready!(self.cell.poll_room(cx))?;
@@ -401,6 +412,43 @@ impl Stream {
     pub async fn shutdown(&mut self) -> io::Result<()> {
         self.cell().ask_finish();
         flush(self.cell()).await
+    }
+
+    /// As [`Self::recv`], for those who write futures by hand.
+    pub fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Option<Buf>>> {
+        self.cell().poll_recv(cx)
+    }
+
+    /// As [`Self::read`], for those who write futures by hand.
+    pub fn poll_read(&mut self, cx: &mut Context<'_>, to: &mut [u8]) -> Poll<io::Result<usize>> {
+        self.cell().poll_read(cx, to)
+    }
+
+    /// Lends the first piece that arrived to `take`, which says how many of its bytes it has used. 0 at the peer's FIN.
+    pub fn poll_lend(&mut self, cx: &mut Context<'_>, take: impl FnOnce(&[u8]) -> usize) -> Poll<io::Result<usize>> {
+        self.cell().poll_lend(cx, take)
+    }
+
+    /// As [`OwnedWriter::poll_write`].
+    pub fn poll_write(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        poll_write(self.cell(), cx, data)
+    }
+
+    /// As [`OwnedWriter::poll_send`].
+    pub fn poll_send(&mut self, cx: &mut Context<'_>, data: &mut Option<Chunk>) -> Poll<io::Result<()>> {
+        ready!(self.cell().poll_room(cx))?;
+        Poll::Ready(data.take().map_or(Ok(()), |data| self.cell().push(data)))
+    }
+
+    /// As [`Self::flush`], for those who write futures by hand.
+    pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.cell().poll_flush(cx)
+    }
+
+    /// As [`Self::shutdown`], for those who write futures by hand.
+    pub fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.cell().ask_finish();
+        self.cell().poll_flush(cx)
     }
 
     /// Closes in order and waits for the end: everything sent was delivered and the peer has closed, too.

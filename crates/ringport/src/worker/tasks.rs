@@ -88,7 +88,7 @@ impl<E: Engine> Worker<E> {
         match request {
             Request::Connect { stream, .. } if stream.is_abandoned() => {}
             Request::Connect { stream, .. } if self.drain.is_some() => stream.failed(&shutting_down()),
-            Request::Connect { stream, to, options } => match self.engine.connect(&to, &options) {
+            Request::Connect { stream, whither } => match self.engine.connect(&whither.0, &whither.1) {
                 Ok(conn) => {
                     self.insert_connecting(conn, self.task_service);
                     self.deadline(conn);
