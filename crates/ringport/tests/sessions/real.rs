@@ -264,12 +264,12 @@ fn a_million_inline_completions_leave_the_stack_flat() {
             }
         }
         let options = ringport::ConnectionOptions::default().marks(0, 0);
+        let start = Instant::now();
         let server = Server::new()
             .engine(Some(kind))
-            .listen_with("127.0.0.1:0", ringport::ListenOptions::default(), options, || Pump(Instant::now()))
+            .listen_with("127.0.0.1:0", ringport::ListenOptions::default(), options, move || Pump(start))
             .start()
             .expect("the server starts");
-        let start = Instant::now();
         let mut peer = TcpStream::connect(ip(&server.addresses()[0])).expect("connects");
         let count = std::io::copy(&mut peer, &mut std::io::sink()).expect("reads all");
         assert!(count == 1_000_000 || count >= ENOUGH && start.elapsed() > Duration::from_secs(10), "{kind}: {count}");
