@@ -39,8 +39,8 @@ pub fn thousands_at_once<E: Engine>(setup: &Setup) {
         for (number, (_, client)) in pairs.iter().enumerate() {
             world.expect(At::Client, *client, format!("connection {number} of {count}").as_bytes());
         }
-        let stats = world.server.pool.stats();
-        assert_eq!(stats.leased, 0, "connections at rest hold slots: {stats:?}");
+        // The last answers may have arrived before the server hears that they have left.
+        world.until("connections at rest hold no slots", |world| world.server.pool.stats().leased == 0);
         world.finish();
         let after = descriptors();
         assert!(after <= before, "{before} descriptors, then {after}: some were leaked");

@@ -120,6 +120,15 @@ impl Setup {
         Self { seed, path: String::new(), kind: None, sim: true, features, completions, zero_copy_above: None }
     }
 
+    /// Whether the engine is one of Windows. Says so, since what asks does without something then.
+    pub fn is_windows(&self, what: &str) -> bool {
+        let windows = matches!(self.kind, Some(EngineKind::Iocp | EngineKind::Rio));
+        if windows {
+            eprintln!("skipped: the engines of Windows have no {what}");
+        }
+        windows
+    }
+
     /// A configuration with the features under test; on the simulator with a new network that never fails, only
     /// dawdles.
     pub fn config(&self) -> EngineConfig {

@@ -55,6 +55,11 @@ impl Stage {
         matches!(self, Self::Sim { .. })
     }
 
+    /// Whether the engine is one of Windows.
+    pub(crate) fn is_windows(&self) -> bool {
+        matches!(self, Self::Real(EngineKind::Iocp | EngineKind::Rio))
+    }
+
     /// Plays until `done`, then stops both sides. Panics when it takes too long.
     pub(crate) fn play(&self, server: Server, client: impl FnOnce(Address) -> Client, done: impl Fn() -> bool) {
         match self {

@@ -16,8 +16,10 @@ impl IocpEngine {
         let Some(any) = any_address(to) else { return self.connect_locally(socket, to) };
         // ConnectEx wants a bound socket. With this option, where there is one, the port is chosen only with the peer, so
         // that sockets with different peers can share it.
-        let _ = winsock::share_ports(&socket);
-        socket.bind(&any)?;
+        if options.bind.is_none() {
+            let _ = winsock::share_ports(&socket);
+            socket.bind(&any)?;
+        }
         let id = self.insert(socket, State::Connecting)?;
         let record = Record::new(id, Load::Connect(Box::new(to.clone())));
         let Self { conns, port, extensions, .. } = self;

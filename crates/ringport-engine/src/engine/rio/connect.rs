@@ -19,8 +19,13 @@ impl RioEngine {
         options.apply(&socket, true)?;
         // ConnectEx wants a bound socket. With this option, where there is one, the port is chosen only with the peer, so
         // that sockets with different peers can share it.
-        let _ = winsock::share_ports(&socket);
-        socket.bind(&any)?;
+        match options.bind {
+            Some(local) => socket.bind(&local.into())?,
+            None => {
+                let _ = winsock::share_ports(&socket);
+                socket.bind(&any)?;
+            }
+        }
         self.port.attach(&socket)?;
         let id = self.conns.insert(Conn::new(socket, State::Connecting));
         let record = Record::new(id, Load::Connect(Box::new(to.clone())));

@@ -71,6 +71,7 @@ use super::port::Port;
 use super::winsock::Extensions;
 use crate::buffer::{Pool, SendQueue};
 use crate::id::{ConnId, ListenerId, Table};
+use crate::options::SocketRef;
 use crate::socket::{SockAddr, Socket, SocketOptions};
 
 /// Connections that the completion queue has room for at first.
@@ -329,6 +330,22 @@ impl Engine for RioEngine {
     fn info(&self, conn: ConnId) -> io::Result<ConnInfo> {
         let socket = self.conns.get(conn).and_then(|conn| conn.socket.as_ref()).ok_or(io::ErrorKind::NotFound)?;
         Ok(ConnInfo { local: socket.local_addr()?, peer: socket.peer_addr()?, unacked: None })
+    }
+
+    fn socket(&self, conn: ConnId) -> io::Result<SocketRef<'_>> {
+        let socket = self.conns.get(conn).and_then(|conn| conn.socket.as_ref()).ok_or(io::ErrorKind::NotFound)?;
+        Ok(SocketRef(socket.into()))
+    }
+
+    /// Not offered yet: what was sent as urgent is not told apart by the receives of this engine.
+    fn watch_urgent(&mut self, conn: ConnId) -> io::Result<()> {
+        self.socket(conn)?;
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn at_mark(&self, conn: ConnId) -> io::Result<bool> {
+        self.socket(conn)?;
+        Err(io::ErrorKind::Unsupported.into())
     }
 
     fn wait(&mut self, deadline: Option<Instant>) -> io::Result<()> {

@@ -43,7 +43,7 @@ impl RioEngine {
             Ok(()) => None,
         };
         if let Some(error) = refused {
-            self.fail(id, error);
+            self.end(id, error);
             return NOTHING;
         }
         conn.flight = Some(Box::new(Flight::take(queue, PIECES_PER_SEND)));
