@@ -47,7 +47,13 @@ pub fn options_round_trip<E: Engine>(setup: &Setup) {
     let engine = &mut world.server.engine;
     for option in wanted {
         match engine.set_option(server, &option) {
-            Ok(()) => assert_eq!(engine.option(server, option.name()).expect("it can be read"), option),
+            Ok(()) => match engine.option(server, option.name()).expect("it can be read") {
+                SocketOption::KeepAlive(Some(unknown)) if unknown == KeepAlive::after(Duration::ZERO) => {
+                    assert!(matches!(option, SocketOption::KeepAlive(Some(_))), "{option:?}");
+                    eprintln!("skipped: this system does not tell the times of keep-alive");
+                }
+                read => assert_eq!(read, option),
+            },
             Err(error) => {
                 assert!(is_linux_only(&option), "{option:?}: {error}");
                 eprintln!("skipped: {option:?}: {error}");
