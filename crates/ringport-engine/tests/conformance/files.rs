@@ -115,7 +115,8 @@ pub fn a_disconnect_midway_gives_the_rest_back<E: Engine>(setup: &Setup) {
         let end = log.ended.as_ref().expect("it ended");
         assert_eq!(end.why.is_some(), !ours, "{:?}", end.why);
         // That they are the right ones the harness has checked.
-        assert!(!end.unsent.is_empty(), "nothing came back");
+        // Where files are read into slots the engine has taken one of them, and the rest was never out of the queue.
+        assert!(!end.unsent.is_empty() || !log.outbox.is_empty(), "nothing came back");
         assert!(log.sent as usize + end.unsent.len() <= length);
         check_prefix(&world.client.log(client).received, &data);
         world.finish();

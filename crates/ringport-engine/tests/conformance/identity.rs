@@ -104,6 +104,7 @@ pub fn churn_returns_everything<E: Engine>(setup: &Setup) {
         }
         world.finish();
         let after = descriptors();
-        assert!(after <= before, "{before} descriptors, then {after}: some were leaked");
+        // The simulator has none of its own, and shares the process with other tests.
+        assert!(setup.sim || after <= before, "{before} descriptors, then {after}: some were leaked");
     });
 }
