@@ -3,21 +3,159 @@
 //! Several `AcceptEx` are posted at a time, each with a socket of its own that is to become the connection. That socket
 //! is bound to no port: whoever adopts it may be another worker, and a socket is bound for life.
 
+use std::collections::VecDeque;
 use std::io;
 use std::time::Instant;
 
 use super::backoff::Backoff;
-use super::contract::Want;
+use super::contract::{Event, Want};
 use super::port::{Load, Port, Record, Submitted};
 use super::winsock::{self, Extensions};
-use crate::id::ListenerId;
+use crate::id::{ListenerId, Table};
 use crate::socket::Socket;
 
 /// Accepts posted at a time. Further connections wait in the backlog, until one of these has been taken.
 const POSTED: u32 = 16;
 
+/// The listeners of an engine, and what there is to say of them.
+pub(crate) struct Listeners {
+    table: Table<Listener>,
+    /// Connections are accepted into sockets for Registered I/O.
+    registered: bool,
+    /// One of them may pause, so that there is something to look for.
+    backed_off: bool,
+    /// Accepts that failed, lost connections included.
+    failed: u64,
+    reports: VecDeque<Report>,
+}
+
+/// What is said at the next opportunity.
+enum Report {
+    Failed(ListenerId, io::Error),
+    Closed(ListenerId),
+}
+
+impl Listeners {
+    /// None yet.
+    pub(crate) fn new(registered: bool) -> Self {
+        Self { table: Table::new(), registered, backed_off: false, failed: 0, reports: VecDeque::new() }
+    }
+
+    /// Takes a listening socket and binds it to `port`.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be bound.
+    pub(crate) fn listen(&mut self, socket: Socket, port: &Port) -> io::Result<ListenerId> {
+        let listener = Listener::new(socket.into_system()?, port, self.registered)?;
+        Ok(self.table.insert(listener))
+    }
+
+    /// Starts or pauses accepting.
+    pub(crate) fn want(&mut self, id: ListenerId, want: Want, port: &mut Port, extensions: &Extensions, now: Instant) {
+        if let Some(listener) = self.table.get_mut(id) {
+            listener.wanted = want == Want::On;
+            self.settle(id, port, extensions, now);
+        }
+    }
+
+    /// Stops one for good.
+    pub(crate) fn stop(&mut self, id: ListenerId, port: &mut Port, extensions: &Extensions, now: Instant) {
+        if let Some(listener) = self.table.get_mut(id) {
+            listener.closing = true;
+            self.settle(id, port, extensions, now);
+        }
+    }
+
+    /// Stops all for good.
+    pub(crate) fn stop_all(&mut self, port: &mut Port, extensions: &Extensions, now: Instant) {
+        for id in self.table.ids() {
+            self.stop(id, port, extensions, now);
+        }
+    }
+
+    /// Takes the packet of an accept.
+    pub(crate) fn on_accept(
+        &mut self,
+        record: Box<Record>,
+        success: bool,
+        port: &mut Port,
+        extensions: &Extensions,
+        now: Instant,
+    ) -> Option<Event> {
+        let id = ListenerId::from(record.id);
+        let event = match self.table.get_mut(id)?.take(record, success, now) {
+            Accepted::Connection(socket) => Some(Event::Accepted { listener: id, socket }),
+            Accepted::Cancelled => None,
+            Accepted::Lost | Accepted::Failed(None) => {
+                self.failed += 1;
+                None
+            }
+            Accepted::Failed(Some(error)) => {
+                self.failed += 1;
+                Some(Event::AcceptFailed { listener: id, error })
+            }
+        };
+        self.settle(id, port, extensions, now);
+        event
+    }
+
+    /// Tries again where the pause is over. Returns the end of the next pause.
+    pub(crate) fn resume(&mut self, port: &mut Port, extensions: &Extensions) -> Option<Instant> {
+        if !std::mem::take(&mut self.backed_off) {
+            return None;
+        }
+        let now = Instant::now();
+        let mut next = None;
+        for id in self.table.ids::<ListenerId>() {
+            let Some(listener) = self.table.get_mut(id) else { continue };
+            if listener.backoff.expire(now) {
+                self.settle(id, port, extensions, now);
+            }
+            let until = self.table.get(id).and_then(|listener| listener.backoff.until());
+            next = next.into_iter().chain(until).min();
+        }
+        self.backed_off = next.is_some();
+        next
+    }
+
+    /// Whether there is something to say.
+    #[inline]
+    pub(crate) fn has_reports(&self) -> bool {
+        !self.reports.is_empty()
+    }
+
+    /// What is to be said next.
+    pub(crate) fn next_report(&mut self) -> Option<Event> {
+        match self.reports.pop_front()? {
+            Report::Failed(id, error) => Some(Event::AcceptFailed { listener: id, error }),
+            Report::Closed(id) => self.table.remove(id).map(|_| Event::ListenerClosed { listener: id }),
+        }
+    }
+
+    /// Accepts that failed so far, connections that were gone before included.
+    pub(crate) fn failed(&self) -> u64 {
+        self.failed
+    }
+
+    fn settle(&mut self, id: ListenerId, port: &mut Port, extensions: &Extensions, now: Instant) {
+        let Some(listener) = self.table.get_mut(id) else { return };
+        let settled = listener.settle(id, port, extensions, now);
+        self.failed += std::mem::take(&mut listener.lost);
+        self.backed_off |= listener.backoff.until().is_some();
+        match settled {
+            Settled::Quiet => {}
+            Settled::Failed(error) => {
+                self.failed += 1;
+                self.reports.push_back(Report::Failed(id, error));
+            }
+            Settled::Closed => self.reports.push_back(Report::Closed(id)),
+        }
+    }
+}
+
 /// A listening socket.
-pub(crate) struct Listener {
+struct Listener {
     /// `None` once closed, until the last event is delivered.
     socket: Option<socket2::Socket>,
     domain: socket2::Domain,
@@ -36,7 +174,7 @@ pub(crate) struct Listener {
 }
 
 /// What [`Listener::settle`] found to report.
-pub(crate) enum Settled {
+enum Settled {
     /// Nothing.
     Quiet,
     /// Posting failed, and goes on after a pause.
@@ -46,7 +184,7 @@ pub(crate) enum Settled {
 }
 
 /// What became of one accept.
-pub(crate) enum Accepted {
+enum Accepted {
     /// A connection, on a socket that belongs to no port.
     Connection(Socket),
     /// Its connection was gone before.
@@ -59,11 +197,7 @@ pub(crate) enum Accepted {
 
 impl Listener {
     /// Takes a listening socket and binds it to `port`.
-    ///
-    /// # Errors
-    ///
-    /// If it cannot be bound.
-    pub(crate) fn new(socket: socket2::Socket, port: &Port, registered: bool) -> io::Result<Self> {
+    fn new(socket: socket2::Socket, port: &Port, registered: bool) -> io::Result<Self> {
         let domain = socket.local_addr()?.domain();
         let no_delay = domain != socket2::Domain::UNIX && socket.tcp_nodelay().unwrap_or(false);
         port.attach(&socket)?;
@@ -81,33 +215,8 @@ impl Listener {
         })
     }
 
-    /// Starts or pauses accepting.
-    pub(crate) fn want(&mut self, want: Want) {
-        self.wanted = want == Want::On;
-    }
-
-    /// Stops for good.
-    pub(crate) fn stop(&mut self) {
-        self.closing = true;
-    }
-
-    /// End of the pause, if there is one.
-    pub(crate) fn pause_end(&self) -> Option<Instant> {
-        self.backoff.until()
-    }
-
-    /// Ends the pause if its time has come, and says so.
-    pub(crate) fn end_pause(&mut self, now: Instant) -> bool {
-        self.backoff.expire(now)
-    }
-
-    /// Connections that [`Listener::settle`] found gone before they could be accepted, since the last call.
-    pub(crate) fn take_lost(&mut self) -> u64 {
-        std::mem::take(&mut self.lost)
-    }
-
     /// Posts, cancels or closes, whatever is due.
-    pub(crate) fn settle(&mut self, id: ListenerId, port: &mut Port, extensions: &Extensions, now: Instant) -> Settled {
+    fn settle(&mut self, id: ListenerId, port: &mut Port, extensions: &Extensions, now: Instant) -> Settled {
         let wanted = self.wanted && !self.closing;
         let Some(socket) = &self.socket else { return Settled::Quiet };
         if wanted && !self.cancelled {
@@ -166,7 +275,7 @@ impl Listener {
 
     /// Takes the packet of an accept. [`Listener::settle`] is due afterwards.
     #[expect(clippy::boxed_local, reason = "records come in boxes")]
-    pub(crate) fn take(&mut self, record: Box<Record>, success: bool, now: Instant) -> Accepted {
+    fn take(&mut self, record: Box<Record>, success: bool, now: Instant) -> Accepted {
         debug_assert!(self.posted > 0, "a packet of an accept that was not posted");
         self.posted = self.posted.saturating_sub(1);
         if self.posted == 0 {

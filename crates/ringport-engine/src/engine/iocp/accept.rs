@@ -1,10 +1,8 @@
 //! Listeners. What can be said without a connection, `engine/acceptor.rs` says for both engines of Windows.
 
 use std::io;
-use std::time::Instant;
 
-use super::{IocpEngine, Notice};
-use crate::engine::acceptor::{Accepted, Listener, Settled};
+use super::IocpEngine;
 use crate::engine::contract::{Event, Want};
 use crate::engine::port::Record;
 use crate::id::ListenerId;
@@ -12,74 +10,18 @@ use crate::socket::Socket;
 
 impl IocpEngine {
     pub(super) fn start_listening(&mut self, socket: Socket) -> io::Result<ListenerId> {
-        let listener = Listener::new(socket.into_system()?, &self.port, false)?;
-        Ok(self.listeners.insert(listener))
+        self.listeners.listen(socket, &self.port)
     }
 
     pub(super) fn want_accepts(&mut self, id: ListenerId, want: Want) {
-        if let Some(listener) = self.listeners.get_mut(id) {
-            listener.want(want);
-            self.settle_listener(id);
-        }
+        self.listeners.want(id, want, &mut self.port, &self.extensions, self.now);
     }
 
     pub(super) fn stop_listening(&mut self, id: ListenerId) {
-        if let Some(listener) = self.listeners.get_mut(id) {
-            listener.stop();
-            self.settle_listener(id);
-        }
-    }
-
-    fn settle_listener(&mut self, id: ListenerId) {
-        let Some(listener) = self.listeners.get_mut(id) else { return };
-        let settled = listener.settle(id, &mut self.port, &self.extensions, self.now);
-        self.stats.accepts_failed += listener.take_lost();
-        match settled {
-            Settled::Quiet => {}
-            Settled::Failed(error) => {
-                self.stats.accepts_failed += 1;
-                self.notices.push_back(Notice::AcceptFailed(id, error));
-            }
-            Settled::Closed => self.notices.push_back(Notice::ListenerClosed(id)),
-        }
-        self.backed_off |= self.listeners.get(id).is_some_and(|listener| listener.pause_end().is_some());
+        self.listeners.stop(id, &mut self.port, &self.extensions, self.now);
     }
 
     pub(super) fn on_accept(&mut self, record: Box<Record>, success: bool) -> Option<Event> {
-        let id = ListenerId::from(record.id);
-        let event = match self.listeners.get_mut(id)?.take(record, success, self.now) {
-            Accepted::Connection(socket) => Some(Event::Accepted { listener: id, socket }),
-            Accepted::Cancelled => None,
-            Accepted::Lost | Accepted::Failed(None) => {
-                self.stats.accepts_failed += 1;
-                None
-            }
-            Accepted::Failed(Some(error)) => {
-                self.stats.accepts_failed += 1;
-                Some(Event::AcceptFailed { listener: id, error })
-            }
-        };
-        self.settle_listener(id);
-        event
-    }
-
-    /// Tries again where the pause is over. Returns the end of the next pause.
-    pub(super) fn resume_listeners(&mut self) -> Option<Instant> {
-        if !std::mem::take(&mut self.backed_off) {
-            return None;
-        }
-        let now = Instant::now();
-        let mut next = None;
-        for id in self.listeners.ids::<ListenerId>() {
-            let Some(listener) = self.listeners.get_mut(id) else { continue };
-            if listener.end_pause(now) {
-                self.now = now;
-                self.settle_listener(id);
-            }
-            let until = self.listeners.get(id).and_then(Listener::pause_end);
-            next = next.into_iter().chain(until).min();
-        }
-        self.backed_off = next.is_some();
-        next
+        self.listeners.on_accept(record, success, &mut self.port, &self.extensions, self.now)
     }
 }

@@ -12,7 +12,7 @@ use super::{IocpEngine, Notice, State};
 use crate::buffer::Chunk;
 use crate::engine::contract::{Close, DROP_WAIT, Event};
 use crate::engine::winsock;
-use crate::id::{ConnId, ListenerId};
+use crate::id::ConnId;
 
 /// How long one wait for the packets of a dropped engine takes at most.
 const DROP_STEP: Duration = Duration::from_millis(50);
@@ -87,9 +87,7 @@ impl IocpEngine {
 
     /// Ends every operation.
     fn cancel_everything(&mut self) {
-        for id in self.listeners.ids::<ListenerId>() {
-            self.stop_listening(id);
-        }
+        self.listeners.stop_all(&mut self.port, &self.extensions, self.now);
         for id in self.conns.ids::<ConnId>() {
             if let Some(socket) = self.conns.get(id).filter(|conn| conn.is_busy()).and_then(|conn| conn.socket.as_ref())
             {

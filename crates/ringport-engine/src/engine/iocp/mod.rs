@@ -50,7 +50,7 @@ use std::io;
 use std::time::Instant;
 
 pub(crate) use self::probe::probe;
-use super::acceptor::Listener;
+use super::acceptor::Listeners;
 use super::contract::{Close, ConnInfo, Engine, EngineConfig, EngineStats, Event, SendProgress, Waker, Want};
 use super::port::{Port, Record};
 use super::winsock::{self, Extensions};
@@ -139,8 +139,6 @@ impl Conn {
 enum Notice {
     Connected(ConnId),
     Closed(ConnId),
-    AcceptFailed(ListenerId, io::Error),
-    ListenerClosed(ListenerId),
 }
 
 /// The engine on I/O completion ports. See the [module](self).
@@ -149,7 +147,7 @@ pub struct IocpEngine {
     extensions: Extensions,
     pool: Pool,
     conns: Table<Conn>,
-    listeners: Table<Listener>,
+    listeners: Listeners,
     config: EngineConfig,
     /// Records for reuse: of receives, and of sends with an empty queue.
     #[expect(clippy::vec_box, reason = "the kernel knows a record by its address")]
@@ -167,8 +165,6 @@ pub struct IocpEngine {
     ready_first: bool,
     /// Those that found no slot, longest waiting first.
     starved: VecDeque<ConnId>,
-    /// A listener waits for memory.
-    backed_off: bool,
     events_left: usize,
     now: Instant,
     stats: EngineStats,
@@ -201,7 +197,7 @@ impl Engine for IocpEngine {
             port: Port::open()?,
             pool,
             conns: Table::new(),
-            listeners: Table::new(),
+            listeners: Listeners::new(false),
             config: config.clone(),
             spare_receives: Vec::with_capacity(receive::SPARE_RECEIVES),
             spare_sends: send::first_records(),
@@ -212,7 +208,6 @@ impl Engine for IocpEngine {
             ready_this_turn: 0,
             ready_first: false,
             starved: VecDeque::new(),
-            backed_off: false,
             events_left: config.events_per_turn.max(1),
             now: Instant::now(),
             stats: EngineStats::default(),
@@ -308,6 +303,7 @@ impl Engine for IocpEngine {
 
     fn stats(&self) -> EngineStats {
         let EngineStats { dequeues, posts, receives, sends, .. } = self.stats;
-        EngineStats { calls: dequeues + posts + receives + sends, ..self.stats }
+        let accepts_failed = self.listeners.failed();
+        EngineStats { calls: dequeues + posts + receives + sends, accepts_failed, ..self.stats }
     }
 }

@@ -14,7 +14,7 @@ impl IocpEngine {
             self.settle(id);
         }
         self.feed_starved();
-        let pause_end = self.resume_listeners();
+        let pause_end = self.listeners.resume(&mut self.port, &self.extensions);
         if !self.port.has_leftovers() {
             self.stats.dequeues += 1;
             let mut timeout = self.timeout(deadline, pause_end);
@@ -37,7 +37,7 @@ impl IocpEngine {
 
     /// How long the kernel may let this thread sleep.
     fn timeout(&self, deadline: Option<Instant>, pause_end: Option<Instant>) -> Option<Duration> {
-        if !self.ready.is_empty() || !self.notices.is_empty() {
+        if !self.ready.is_empty() || !self.notices.is_empty() || self.listeners.has_reports() {
             return Some(Duration::ZERO);
         }
         let first = [deadline, pause_end].into_iter().flatten().min()?;
@@ -89,14 +89,12 @@ impl IocpEngine {
             let event = match notice {
                 Notice::Connected(id) => self.say_connected(id),
                 Notice::Closed(id) => self.say_closed(id),
-                Notice::AcceptFailed(id, error) => Some(Event::AcceptFailed { listener: id, error }),
-                Notice::ListenerClosed(id) => self.listeners.remove(id).map(|_| Event::ListenerClosed { listener: id }),
             };
             if event.is_some() {
                 return event;
             }
         }
-        None
+        if self.listeners.has_reports() { self.listeners.next_report() } else { None }
     }
 
     #[inline]

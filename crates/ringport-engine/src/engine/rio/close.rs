@@ -15,10 +15,10 @@ use std::time::{Duration, Instant};
 
 use super::queues::DEPTH;
 use super::receive::{RECEIVE, TAG_BITS};
-use super::{Farewell, RioEngine, State, table};
+use super::{RioEngine, State, table};
 use crate::engine::contract::{Close, DROP_WAIT, Event};
 use crate::engine::winsock;
-use crate::id::{ConnId, ListenerId};
+use crate::id::ConnId;
 
 /// How long the last completions are waited for in one go.
 const DROP_STEP: Duration = Duration::from_millis(1);
@@ -73,7 +73,7 @@ impl RioEngine {
                 if conn.requests.take().is_some() {
                     self.budget.release(DEPTH);
                 }
-                self.farewells.push_back(Farewell::Conn(id));
+                self.farewells.push_back(id);
             }
             _ => {}
         }
@@ -135,9 +135,7 @@ impl RioEngine {
     /// Closes everything and waits for the last completions. Whether all have come.
     fn abort_everything(&mut self) -> bool {
         let deadline = Instant::now() + DROP_WAIT;
-        for id in self.listeners.ids::<ListenerId>() {
-            self.stop_listening(id);
-        }
+        self.listeners.stop_all(&mut self.port, &self.extensions, self.now);
         for id in self.conns.ids::<ConnId>() {
             self.start_close(id, Close::Plain);
         }

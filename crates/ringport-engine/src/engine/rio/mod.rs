@@ -63,7 +63,7 @@ use self::send::Stage;
 use self::table::Functions;
 pub(in crate::engine) use self::table::note_created;
 pub use self::table::{Provider, RIO_EXTENSION_FUNCTION_TABLE, use_provider};
-use super::acceptor::Listener;
+use super::acceptor::Listeners;
 use super::contract::{
     Close, ConnInfo, Engine, EngineConfig, EngineStats, Event, RioCompletions, SendProgress, Waker, Want,
 };
@@ -156,13 +156,6 @@ impl Conn {
     }
 }
 
-/// Events that no completion carries.
-enum Farewell {
-    Conn(ConnId),
-    Listener(ListenerId),
-    AcceptFailed(ListenerId, io::Error),
-}
-
 /// The engine on Registered I/O. See the [module](self).
 pub struct RioEngine {
     functions: Functions,
@@ -176,7 +169,7 @@ pub struct RioEngine {
     pool: ManuallyDrop<Pool>,
     port: Port,
     budget: Budget,
-    listeners: Table<Listener>,
+    listeners: Listeners,
     config: EngineConfig,
     /// Completions that were dequeued; those from `next_result` to `results_end` have not been looked at.
     results: Box<[RIORESULT]>,
@@ -190,7 +183,8 @@ pub struct RioEngine {
     failure: Option<io::Error>,
     /// Turns since the port was looked at.
     blind_turns: u32,
-    farewells: VecDeque<Farewell>,
+    /// Connections that have ended, which no completion says.
+    farewells: VecDeque<ConnId>,
     /// Connections with something to post.
     dirty: Vec<ConnId>,
     /// Connections with something to deliver, and how many of them are left to serve in this turn.
@@ -265,7 +259,7 @@ impl Engine for RioEngine {
             pool: ManuallyDrop::new(pool),
             port,
             budget,
-            listeners: Table::new(),
+            listeners: Listeners::new(true),
             config: config.clone(),
             results: vec![RIORESULT::default(); RESULTS_PER_CALL].into_boxed_slice(),
             next_result: 0,
@@ -373,6 +367,7 @@ impl Engine for RioEngine {
 
     fn stats(&self) -> EngineStats {
         let EngineStats { dequeues, posts, sends, notifies, .. } = self.stats;
-        EngineStats { calls: dequeues - self.looks + posts + sends + notifies, ..self.stats }
+        let accepts_failed = self.listeners.failed();
+        EngineStats { calls: dequeues - self.looks + posts + sends + notifies, accepts_failed, ..self.stats }
     }
 }

@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 
 use windows_sys::Win32::Networking::WinSock::RIORESULT;
 
+use super::RioEngine;
 use super::queues::KEY_COMPLETIONS;
 use super::receive::{RECEIVE, TAG_BITS};
-use super::{Farewell, RioEngine};
 use crate::engine::contract::{Event, RioCompletions};
 use crate::engine::port::{Load, Packet};
 use crate::id::ConnId;
@@ -33,7 +33,7 @@ impl RioEngine {
         }
         self.pool.collect();
         self.feed_starved();
-        let pause_end = self.resume_listeners();
+        let pause_end = self.listeners.resume(&mut self.port, &self.extensions);
         self.post();
         let until = self.until(deadline, pause_end);
         self.learn(until)?;
@@ -61,7 +61,7 @@ impl RioEngine {
     /// When the thread has to be awake again. `None` for never.
     fn until(&self, deadline: Option<Instant>, pause_end: Option<Instant>) -> Until {
         let leftovers = self.next_result < self.results_end || self.port.has_leftovers();
-        if leftovers || !self.ready.is_empty() || !self.farewells.is_empty() {
+        if leftovers || !self.ready.is_empty() || !self.farewells.is_empty() || self.listeners.has_reports() {
             return Until::Now;
         }
         let starved = (!self.starved.is_empty()).then(|| Instant::now() + STARVED_WAIT);
@@ -166,9 +166,7 @@ impl RioEngine {
 
     #[inline]
     pub(super) fn next_event(&mut self) -> Option<Event> {
-        if !self.farewells.is_empty()
-            && let Some(event) = self.say_farewell()
-        {
+        if let Some(event) = self.say_farewell() {
             return Some(event);
         }
         while self.ready_this_turn > 0 {
@@ -193,7 +191,7 @@ impl RioEngine {
             }
         }
         // What was just translated may have ended a connection without an event of its own.
-        if self.farewells.is_empty() { None } else { self.say_farewell() }
+        self.say_farewell()
     }
 
     #[inline]
@@ -221,17 +219,14 @@ impl RioEngine {
         }
     }
 
-    #[cold]
+    #[inline]
     fn say_farewell(&mut self) -> Option<Event> {
-        match self.farewells.pop_front()? {
-            Farewell::Conn(id) => {
-                let event = self.closed(id);
-                self.shrink();
-                event
-            }
-            Farewell::Listener(id) => self.listeners.remove(id).map(|_| Event::ListenerClosed { listener: id }),
-            Farewell::AcceptFailed(id, error) => Some(Event::AcceptFailed { listener: id, error }),
+        if let Some(id) = self.farewells.pop_front() {
+            let event = self.closed(id);
+            self.shrink();
+            return event;
         }
+        if self.listeners.has_reports() { self.listeners.next_report() } else { None }
     }
 }
 
