@@ -132,9 +132,13 @@ pub(crate) struct Serve {
 }
 
 impl Serve {
-    /// Whether a folder was given to a service that serves none.
-    pub(crate) fn has_needless_folder(&self) -> bool {
-        self.folder.is_some() && !matches!(self.service, ServiceName::Files)
+    /// Why these options make no sense together, if they do not.
+    pub(crate) fn contradiction(&self) -> Option<&'static str> {
+        match (self.service, self.api) {
+            (ServiceName::Files, Api::Async) => Some("files are served by handlers only; leave --api out"),
+            (ServiceName::Files, Api::Handler) => None,
+            _ => self.folder.as_ref().map(|_| "only files serves a folder"),
+        }
     }
 }
 

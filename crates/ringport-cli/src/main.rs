@@ -35,11 +35,11 @@ fn main() -> ExitCode {
         Err(error) => return usage(&error),
     };
     let outcome = match cli.command {
-        Command::Serve(options) if options.has_needless_folder() => {
-            eprintln!("ringport: only files serves a folder; see `ringport --help`");
-            return ExitCode::from(2);
-        }
         Command::Serve(options) => {
+            if let Some(why) = options.contradiction() {
+                eprintln!("ringport: {why}; see `ringport --help`");
+                return ExitCode::from(2);
+            }
             log_to_stderr(options.log);
             serve::run(options)
         }

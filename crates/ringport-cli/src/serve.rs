@@ -99,9 +99,6 @@ fn server(options: Serve) -> Result<Server, Failure> {
 /// The folder that is to be served; a service that serves none has none.
 fn folder(options: &Serve) -> Result<Option<Folder>, Failure> {
     match (&options.folder, options.service) {
-        (Some(_), ServiceName::Files) if options.api == Api::Async => {
-            Err(Failure("files are served by handlers only; leave --api away".to_owned()))
-        }
         (Some(path), ServiceName::Files) => {
             let opened = Folder::open(path);
             Ok(Some(opened.map_err(|error| Failure(format!("cannot serve {}: {error}", path.display())))?))
@@ -120,7 +117,7 @@ fn listen_async(
     let sockets = ListenOptions::default();
     match service {
         ServiceName::Echo => server.listen_async_with(address, sockets, connections, tasks::echo),
-        // See `folder`.
+        // Files are never served by tasks, see `Serve::contradiction`.
         ServiceName::Discard | ServiceName::Files => {
             server.listen_async_with(address, sockets, connections, tasks::discard)
         }

@@ -19,6 +19,8 @@ fn wrong_usage_exits_2_with_one_line() {
         (&["serve", "echo", "--log", "loud"], "the levels are"),
         (&["serve", "echo", "--spin", "1s"], "at most 10ms"),
         (&["serve", "dance"], "dance"),
+        (&["serve", "echo", "."], "only files serves a folder"),
+        (&["serve", "files", ".", "--api", "async"], "handlers only"),
         (&["connect"], "<ADDR>"),
         (&["connect", "here"], "there is no port"),
         (&["bench", "--size", "9..1"], "9 is more than 1"),
