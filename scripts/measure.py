@@ -5,14 +5,17 @@
     scripts/measure.py --analyse bench-out/*.jsonl --markdown bench-out/all.md
 
 It drives the lab (a load generator and the other servers), in a network namespace of its own: one server on core 0, the
-load on core 1, rounds interleaved. Needs root for the namespace, and a quiet machine: build nothing meanwhile. What every
-number means is said in ratios.py. The exit code is 0 whatever the verdicts are, and 1 only if nothing could be measured.
+load on core 1, rounds interleaved, the servers of a round in random order. Needs root for the namespace, and a quiet
+machine: build nothing meanwhile. What every number means is said in ratios.py. The exit code is 0 whatever the verdicts
+are, and 1 only if nothing could be measured.
 """
 
 import argparse
 import datetime
+import json
 import os
 import platform
+import random
 import shutil
 import subprocess
 import sys
@@ -34,6 +37,7 @@ LEAD_CONNECTIONS = 1000
 SUITES = {
     "matrix": ("key2", ENVELOPE + ["tokio"], ""),
     "runtimes": ("key2", RUNTIMES, ""),
+    "full": ("key2", ENVELOPE + RUNTIMES, ""),
     "idle": ("idle", ENVELOPE + RUNTIMES, ""),
     "open": ("open", ENVELOPE + RUNTIMES, ""),
     "churn": ("extra", ENVELOPE + RUNTIMES, "churn"),
@@ -90,23 +94,44 @@ def measure(options):
     os.makedirs(folder, exist_ok=True)
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     files = []
-    for suite in SUITES if options.suite == "all" else [options.suite]:
-        lab_suite, others, cells = SUITES[suite]
-        if options.servers:
-            others = [name for name in others if name in options.servers.split(",")]
+    suites = [name for name in SUITES if name != "full"] if options.suite == "all" else [options.suite]
+    for suite in suites:
         files.append(os.path.join(folder, f"{suite}-{stamp}.jsonl"))
-        command = ["unshare", "-n", sys.executable, os.path.join(options.lab, "run.py"), lab_suite]
-        command += ["--out", files[-1], "--rounds", str(options.rounds), "--ms", str(options.ms)]
-        command += ["--only", ",".join([*commands, *others]), "--cells", options.cells or cells]
-        command += ["--cc", options.cc] if options.cc else []
-        for name, server in commands.items():
-            command += ["--server", f"{name}={server}"]
-        # The progress goes to standard error: standard output is for the report.
-        if subprocess.run(command, stdout=sys.stderr).returncode != 0:
-            raise CannotMeasure(f"the lab failed in suite {suite} (it needs root for a network namespace)")
+        for number in range(options.rounds):
+            print(f"{suite}: round {number + 1} of {options.rounds}", file=sys.stderr, flush=True)
+            measure_round(options, suite, commands, number, files[-1])
         if not os.path.exists(files[-1]):
             raise CannotMeasure(f"suite {suite} has no cell that matches {options.cells!r}")
     return files
+
+
+def measure_round(options, suite, commands, number, file):
+    """One round of a suite, its runs added to `file`.
+
+    The order of the servers is another one in each round: what ran before leaves its traces in the machine, and in a
+    fixed order always the same server would run on them (by that alone a server measured 1.4 times its own twin).
+    """
+    lab_suite, others, cells = SUITES[suite]
+    if options.servers:
+        others = [name for name in others if name in options.servers.split(",")]
+    order = [*commands, *others]
+    random.Random(ratios.SEED + number).shuffle(order)
+    part = file + ".part"
+    command = ["unshare", "-n", sys.executable, os.path.join(options.lab, "run.py"), lab_suite]
+    command += ["--out", part, "--rounds", "1", "--ms", str(options.ms)]
+    command += ["--only", ",".join(order), "--cells", options.cells or cells]
+    command += ["--cc", options.cc] if options.cc else []
+    for name, server in commands.items():
+        command += ["--server", f"{name}={server}"]
+    # The progress goes to standard error: standard output is for the report.
+    if subprocess.run(command, stdout=sys.stderr).returncode != 0:
+        raise CannotMeasure(f"the lab failed in suite {suite} (it needs root for a network namespace)")
+    if not os.path.exists(part):
+        return
+    with open(part, encoding="utf-8") as lines, open(file, "a", encoding="utf-8") as out:
+        for line in lines:
+            out.write(json.dumps(json.loads(line) | {"round": number}) + "\n")
+    os.remove(part)
 
 
 def ringport_commands(options):
@@ -188,9 +213,10 @@ def verdict(answer):
 
 
 def labels(runs, cells):
-    """The servers of these cells in the order of their first appearance, without the twins."""
-    found = dict.fromkeys(label for cell in cells for label in runs.cells[cell])
-    return [label for label in found if label not in (URING + TWIN, EPOLL + TWIN)]
+    """The servers of these cells without the twins: ours, the hand-written ones, the runtimes, any others."""
+    found = {label for cell in cells for label in runs.cells[cell]} - {URING + TWIN, EPOLL + TWIN}
+    known = [URING, EPOLL, *ENVELOPE, *RUNTIMES]
+    return [label for label in known if label in found] + sorted(found.difference(known))
 
 
 def medians(runs, cells):

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::builder::RangedU64ValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use ringport::{Address, EngineKind};
+use ringport::{Address, EngineConfig, EngineKind, SPIN_MAX};
 use tracing_subscriber::filter::LevelFilter;
 
 use crate::units::{self, Sizes, Timeout, Warmup};
@@ -18,7 +18,7 @@ const CONNECTIONS_MAX: u64 = 1_000_000;
 /// Smallest send limit. Below, the pieces sent at a time would be mostly overhead.
 const SEND_LIMIT_MIN: u64 = 1024;
 
-/// Server, client and benchmark on one completion-based core: io_uring, epoll or kqueue.
+/// Server, client and benchmark on one completion-based core: io_uring, epoll, kqueue or Windows' completion ports.
 #[derive(Debug, Parser)]
 #[command(name = "ringport", version, after_help = EXAMPLES, disable_help_subcommand = true)]
 pub(crate) struct Cli {
@@ -38,7 +38,7 @@ Exit codes: 0 success, 1 failure, 2 wrong usage.";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Serve until SIGTERM or SIGINT, then drain and exit 0; a second signal exits at once
+    /// Serve until SIGTERM or Ctrl-C, then drain and exit 0; a second signal exits at once
     #[command(after_help = SERVE_EXAMPLES)]
     Serve(Serve),
     /// Connect standard input and output to a server
@@ -58,6 +58,7 @@ When it accepts it prints one line for each listener to standard output:
 Examples:
   ringport serve echo --workers 2 --pin
   ringport serve generate --listen 127.0.0.1:0 --send-limit 1MiB
+  ringport serve files public --listen 0.0.0.0:8080
   ringport serve discard --listen unix:/run/sink --idle-timeout 30s
   ringport serve echo --listen 127.0.0.1:6628 --udp 127.0.0.1:6628
 
@@ -68,6 +69,9 @@ pub(crate) struct Serve {
     /// What to do with a connection
     #[arg(value_enum)]
     pub(crate) service: ServiceName,
+    /// The folder to serve (files only)
+    #[arg(value_name = "DIR", required_if_eq("service", "files"))]
+    pub(crate) folder: Option<PathBuf>,
     /// Where to listen: HOST:PORT, [IPv6]:PORT or unix:PATH; may be given several times, port 0 picks a free one
     /// [default: 127.0.0.1:6628, unless --udp is given]
     #[arg(long, value_name = "ADDR")]
@@ -77,27 +81,54 @@ pub(crate) struct Serve {
     pub(crate) udp: Vec<SocketAddr>,
     #[command(flatten)]
     pub(crate) engine: Engine,
+    /// How it is written: as handlers that are called, or as a task for each connection
+    #[arg(long, value_enum, default_value_t = Api::Handler)]
+    pub(crate) api: Api,
     /// Threads that serve, each with connections of its own
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = RangedU64ValueParser::<usize>::new().range(1..=WORKERS_MAX))]
     pub(crate) workers: usize,
     /// Most connections at once; one more is accepted and closed
     #[arg(long, value_name = "N", default_value_t = 1_000_000, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     pub(crate) max_connections: usize,
+    /// Most connections at once from one IP address (0 = off)
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) max_per_address: usize,
+    /// Most new connections a second, and at once (0 = off)
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) accept_rate: u64,
+    /// Most bytes received a second on a connection, and at once (0 = off)
+    #[arg(long, value_name = "BYTES", default_value = "0", value_parser = units::bytes)]
+    pub(crate) receive_rate: u64,
     /// Most bytes that may wait to be sent on a connection
     #[arg(long, value_name = "BYTES", default_value = "10MiB", value_parser = send_limit)]
     pub(crate) send_limit: u64,
-    /// What happens when more is to be sent: refuse (reading waits) or disconnect
+    /// What happens when more is to be sent
     #[arg(long, value_enum, default_value_t = OverLimitName::Disconnect)]
     pub(crate) over_limit: OverLimitName,
+    /// Most bytes that may wait on all connections together
+    #[arg(long, value_name = "BYTES", default_value = "1GiB", value_parser = units::bytes)]
+    pub(crate) memory_limit: u64,
     /// Close connections on which nothing moved for this long (0 = off)
     #[arg(long, value_name = "DUR", default_value = "5m")]
     pub(crate) idle_timeout: Timeout,
+    /// Close connections on which nothing was received for this long (0 = off)
+    #[arg(long, value_name = "DUR", default_value = "0")]
+    pub(crate) read_timeout: Timeout,
+    /// Close connections that read nothing of what waits for them for this long (0 = off)
+    #[arg(long, value_name = "DUR", default_value = "1m")]
+    pub(crate) write_timeout: Timeout,
+    /// Close connections that are this old (0 = off)
+    #[arg(long, value_name = "DUR", default_value = "0")]
+    pub(crate) lifetime: Timeout,
     /// How connections are spread over workers
     #[arg(long, value_enum, default_value_t = SpreadName::ReusePort)]
     pub(crate) spread: SpreadName,
     /// Bind each worker to a core (Linux)
     #[arg(long)]
     pub(crate) pin: bool,
+    /// Poll for at most this long before sleeping, while that pays (0 = off, at most 10ms)
+    #[arg(long, value_name = "DUR", default_value = "0", value_parser = spin)]
+    pub(crate) spin: Duration,
     /// How long connections may finish after the first signal
     #[arg(long, value_name = "DUR", default_value = "10s", value_parser = units::duration)]
     pub(crate) drain: Duration,
@@ -114,6 +145,20 @@ fn ip_address(text: &str) -> Result<SocketAddr, String> {
     }
 }
 
+impl Serve {
+    /// Why these options make no sense together, if they do not.
+    pub(crate) fn contradiction(&self) -> Option<&'static str> {
+        match (self.service, self.api) {
+            (ServiceName::Files, _) if !self.udp.is_empty() => {
+                Some("files are not served as datagrams; leave --udp out")
+            }
+            (ServiceName::Files, Api::Async) => Some("files are served by handlers only; leave --api out"),
+            (ServiceName::Files, Api::Handler) => None,
+            _ => self.folder.as_ref().map(|_| "only files serves a folder"),
+        }
+    }
+}
+
 fn send_limit(text: &str) -> Result<u64, String> {
     let bytes = units::bytes(text)?;
     if bytes < SEND_LIMIT_MIN { Err("at least 1KiB is needed".to_owned()) } else { Ok(bytes) }
@@ -127,14 +172,30 @@ pub(crate) enum ServiceName {
     Discard,
     /// Send the bytes 0 to 255 over and over
     Generate,
+    /// Serve the files of a folder over HTTP/1.1
+    Files,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Api {
+    /// Handlers (event-driven)
+    Handler,
+    /// Tasks (async/await); a send beyond the limit waits
+    Async,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum OverLimitName {
-    /// Read no more until the peer has read
-    Refuse,
     /// Close the connection
     Disconnect,
+    /// Take what has arrived, and read no more until the peer has read
+    Wait,
+    /// Refuse it; the echo holds it back, and reads no more until the peer has read
+    Refuse,
+    /// Drop the oldest messages that have not started
+    DropOldest,
+    /// Drop the message
+    DropNewest,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -197,7 +258,7 @@ pub(crate) struct Bench {
     /// Send datagrams: every one is accounted for as returned or lost, and a loss makes the exit code 1
     #[arg(long)]
     pub(crate) udp: bool,
-    /// Engine of the load, and of the own server: auto, all, io_uring, epoll, kqueue
+    /// Engine of the load, and of the own server: auto, all, io_uring, epoll, kqueue, iocp, rio
     #[arg(long, value_name = "NAME", default_value = "auto", value_parser = engines_to_measure)]
     pub(crate) engine: EnginesToMeasure,
     /// Connections at once
@@ -221,6 +282,9 @@ pub(crate) struct Bench {
     /// Threads of the load, and of the own server
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = RangedU64ValueParser::<usize>::new().range(1..=WORKERS_MAX))]
     pub(crate) workers: usize,
+    /// Poll for at most this long before sleeping, in the load and in the own server (0 = off, at most 10ms)
+    #[arg(long, value_name = "DUR", default_value = "0", value_parser = spin)]
+    pub(crate) spin: Duration,
     /// A reply is late after this time, and missing if it has not come this long after the end
     #[arg(long, value_name = "DUR", default_value = "10s", value_parser = positive_duration)]
     pub(crate) timeout: Duration,
@@ -238,6 +302,20 @@ pub(crate) struct Bench {
 fn positive_duration(text: &str) -> Result<Duration, String> {
     let duration = units::duration(text)?;
     if duration.is_zero() { Err("it must be more than 0".to_owned()) } else { Ok(duration) }
+}
+
+impl Bench {
+    /// How the engines of the load and of the own server are opened.
+    pub(crate) fn engine_config(&self) -> EngineConfig {
+        let mut config = EngineConfig::default();
+        config.spin = Some(self.spin);
+        config
+    }
+}
+
+fn spin(text: &str) -> Result<Duration, String> {
+    let duration = units::duration(text)?;
+    if duration > SPIN_MAX { Err(format!("at most {SPIN_MAX:?} are useful")) } else { Ok(duration) }
 }
 
 /// What `bench --engine` names.
@@ -270,7 +348,7 @@ pub(crate) struct Engines {
 /// The choice of an engine.
 #[derive(Clone, Copy, Debug, Args)]
 pub(crate) struct Engine {
-    /// Engine: auto (the best that works here), io_uring, epoll, kqueue; see `ringport engines`
+    /// Engine: auto (the best that works here), io_uring, epoll, kqueue, iocp, rio; see `ringport engines`
     #[arg(long = "engine", value_name = "NAME", default_value = "auto", value_parser = engine_or_auto)]
     choice: EngineChoice,
 }

@@ -6,8 +6,10 @@ mod bench;
 mod connect;
 mod connect_udp;
 mod engines;
+mod files;
 mod serve;
 mod services;
+mod tasks;
 mod units;
 
 use std::fmt::Display;
@@ -35,6 +37,10 @@ fn main() -> ExitCode {
     };
     let outcome = match cli.command {
         Command::Serve(options) => {
+            if let Some(why) = options.contradiction() {
+                eprintln!("ringport: {why}; see `ringport --help`");
+                return ExitCode::from(2);
+            }
             log_to_stderr(options.log);
             serve::run(options)
         }

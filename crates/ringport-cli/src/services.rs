@@ -86,6 +86,7 @@ impl Handler for Discard {
 }
 
 /// Sends without end: byte number `n` of a connection is `n % 256`, so that a client can check what it gets.
+#[derive(Clone, Copy)]
 pub(crate) struct Generate {
     /// Up to where the queue is filled, in bytes.
     pub(crate) high_mark: u64,
@@ -94,7 +95,7 @@ pub(crate) struct Generate {
 }
 
 /// The longest piece of the stream.
-static PIECE: [u8; PIECE_BYTES_MAX] = {
+pub(crate) static PIECE: [u8; PIECE_BYTES_MAX] = {
     let mut piece = [0; PIECE_BYTES_MAX];
     let mut at = 0;
     while at < piece.len() {

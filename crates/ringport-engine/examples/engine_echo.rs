@@ -1,16 +1,15 @@
 //! An echo server straight on an engine, without sessions: to measure an engine by itself.
 //!
 //! ```sh
-//! cargo run --release -p ringport-engine --example engine_echo -- --port=7000
+//! cargo run --release -p ringport-engine --example engine_echo -- --port=7000 --engine=epoll
 //! ```
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 
-use ringport_engine::engine::uring::UringEngine;
+use ringport_engine::engine::{UseEngine, with_engine};
 use ringport_engine::{
-    Close, ConnId, Engine, EngineConfig, EngineKind, Event, ListenOptions, Pool, PoolConfig, Selection, SendQueue,
-    Socket, Want,
+    Close, ConnId, Engine, EngineConfig, Event, ListenOptions, Pool, PoolConfig, Selection, SendQueue, Socket, Want,
 };
 
 fn main() -> io::Result<()> {
@@ -23,17 +22,37 @@ fn main() -> io::Result<()> {
         pool.small_slot_bytes = bytes;
     }
     let config = EngineConfig::default();
-    let selection = Selection::choose(Some(EngineKind::Uring), &config)?;
+    let wanted = text("engine").map(|name| name.parse()).transpose()?;
+    let selection = Selection::choose(wanted, &config)?;
     for candidate in &selection.candidates {
         eprintln!("{}: {:?}", candidate.kind, candidate.verdict);
     }
-    serve::<UringEngine>(&config, pool, SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)))
+    with_engine(selection.kind, Echo { config, pool, address: SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)) })?
 }
 
 /// The value of `--name=value`.
-fn number(name: &str) -> Option<u32> {
+fn text(name: &str) -> Option<String> {
     std::env::args()
-        .find_map(|argument| argument.strip_prefix("--")?.strip_prefix(name)?.strip_prefix('=')?.parse().ok())
+        .find_map(|argument| Some(argument.strip_prefix("--")?.strip_prefix(name)?.strip_prefix('=')?.to_owned()))
+}
+
+fn number(name: &str) -> Option<u32> {
+    text(name)?.parse().ok()
+}
+
+/// What the server is made of, once an engine is chosen.
+struct Echo {
+    config: EngineConfig,
+    pool: PoolConfig,
+    address: SocketAddr,
+}
+
+impl UseEngine for Echo {
+    type Output = io::Result<()>;
+
+    fn run<E: Engine>(self) -> io::Result<()> {
+        serve::<E>(&self.config, self.pool, self.address)
+    }
 }
 
 #[derive(Default)]

@@ -123,6 +123,7 @@ impl<T> Table<T> {
 
     /// The entry of a slot in use with its id, for an engine that packs less than a whole id into what the kernel hands
     /// back.
+    #[allow(dead_code, reason = "the engines of Windows get the whole id back")]
     #[inline]
     pub(crate) fn slot_mut<I: From<Id>>(&mut self, slot: u32) -> Option<(I, &mut T)> {
         let entry = self.entries.get_mut(slot as usize)?;

@@ -1,4 +1,5 @@
-//! The engines of ringport: one safe contract over io_uring, epoll, kqueue and a deterministic simulator.
+//! The engines of ringport: one safe contract over io_uring, epoll, kqueue, I/O completion ports, Registered I/O and a
+//! deterministic simulator.
 //!
 //! This is the only crate of ringport that contains `unsafe`. Most programs use the crate `ringport`, which adds
 //! sessions, workers, timers and servers on top of it.
@@ -9,12 +10,15 @@
 pub mod buffer;
 pub mod engine;
 mod id;
+mod options;
 pub mod socket;
 
-pub use buffer::{Buf, Chunk, Pool, PoolConfig, PoolStats, SendQueue};
+pub use buffer::{Buf, Chunk, FileRange, Pool, PoolConfig, PoolStats, SendQueue};
 pub use engine::contract::{
-    Close, ConnInfo, Engine, EngineConfig, EngineStats, Event, Features, SendProgress, SendTo, Waker, Want,
+    Close, ConnInfo, Engine, EngineConfig, EngineStats, Event, Features, RioCompletions, SendProgress, SendTo, Waker,
+    Want,
 };
 pub use engine::{EngineKind, Selection};
 pub use id::{ConnId, ListenerId, UdpId};
+pub use options::{KeepAlive, OptionName, SocketOption, SocketRef, TcpInfo};
 pub use socket::{ListenOptions, SockAddr, Socket, SocketOptions, UdpOptions};

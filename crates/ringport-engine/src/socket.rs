@@ -9,6 +9,7 @@ pub use socket2::SockAddr;
 use socket2::{Domain, Protocol, Type};
 
 use crate::engine::{platform, sim};
+use crate::options::{KeepAlive, SocketOption};
 
 /// Connections that the kernel queues before they are accepted, unless [`ListenOptions::backlog`] says otherwise. The
 /// system caps it (`net.core.somaxconn` on Linux, 4,096 by default).
@@ -32,13 +33,17 @@ pub struct ListenOptions {
     pub backlog: u32,
     /// Lets several sockets share the address (`SO_REUSEPORT`, see socket(7)). Off by default: a second bind fails.
     pub reuse_port: bool,
+    /// Takes data with the SYN of clients that have been here before (TCP Fast Open, RFC 7413), from at most so many at once
+    /// that have not been accepted. Off if `None`, and where the system or its `net.ipv4.tcp_fastopen` does not offer it.
+    /// A SYN can come twice, and then so does its data: only for protocols whose first request may.
+    pub fast_open: Option<u32>,
     /// Options that accepted sockets inherit.
     pub socket: SocketOptions,
 }
 
 impl Default for ListenOptions {
     fn default() -> Self {
-        Self { backlog: BACKLOG, reuse_port: false, socket: SocketOptions::default() }
+        Self { backlog: BACKLOG, reuse_port: false, fast_open: None, socket: SocketOptions::default() }
     }
 }
 
@@ -54,36 +59,60 @@ pub struct SocketOptions {
     pub send_buffer: Option<u32>,
     /// Probes a silent peer after this time (`SO_KEEPALIVE`, `TCP_KEEPIDLE`); off if `None`.
     pub keep_alive: Option<Duration>,
+    /// Connects from this address (bind(2)); port 0 leaves the port to the system. `None`, the default, leaves all of it to
+    /// the system. Only for connecting over IP; the family must be that of the destination.
+    pub bind: Option<SocketAddr>,
+    /// Sends the first data with the SYN to servers that have been connected to before (TCP Fast Open, RFC 7413); to others,
+    /// and where the system does not offer it, connects as ever. Off by default; for connects only.
+    ///
+    /// Such a connection counts as connected at once, and its SYN leaves with the first data: it is for protocols in which
+    /// the client speaks first. That it was refused is learned from its close.
+    pub fast_open: bool,
+    /// Further options, set in this order before the socket connects or listens.
+    pub more: Vec<SocketOption>,
 }
 
 impl Default for SocketOptions {
     fn default() -> Self {
-        Self { no_delay: true, receive_buffer: None, send_buffer: None, keep_alive: None }
+        Self {
+            no_delay: true,
+            receive_buffer: None,
+            send_buffer: None,
+            keep_alive: None,
+            bind: None,
+            fast_open: false,
+            more: Vec::new(),
+        }
     }
 }
 
 impl SocketOptions {
     /// Sets what differs from the system's defaults.
     pub(crate) fn apply(&self, socket: &socket2::Socket, tcp: bool) -> io::Result<()> {
-        if tcp && self.no_delay {
-            socket.set_tcp_nodelay(true)?;
-        }
-        if let Some(bytes) = self.receive_buffer {
-            socket.set_recv_buffer_size(bytes as usize)?;
-        }
-        if let Some(bytes) = self.send_buffer {
-            socket.set_send_buffer_size(bytes as usize)?;
-        }
-        if let (true, Some(time)) = (tcp, self.keep_alive) {
-            socket.set_tcp_keepalive(&socket2::TcpKeepalive::new().with_time(time))?;
-        }
-        Ok(())
+        self.options(tcp).try_for_each(|option| option.set(socket))
+    }
+
+    /// What differs from the system's defaults, in the order in which it is set.
+    pub(crate) fn options(&self, tcp: bool) -> impl Iterator<Item = SocketOption> {
+        let keep_alive = self.keep_alive.map(|after| SocketOption::KeepAlive(Some(KeepAlive::after(after))));
+        let no_delay = (tcp && self.no_delay).then_some(SocketOption::NoDelay(true));
+        let receive_buffer = self.receive_buffer.map(SocketOption::ReceiveBuffer);
+        let send_buffer = self.send_buffer.map(SocketOption::SendBuffer);
+        let usual = [no_delay, receive_buffer, send_buffer, keep_alive.filter(|_| tcp)];
+        usual.into_iter().flatten().chain(self.more.iter().cloned())
     }
 
     /// A new socket for connecting to `to`.
     pub(crate) fn open(&self, to: &SockAddr) -> io::Result<socket2::Socket> {
         let (socket, tcp) = stream_socket(to)?;
         self.apply(&socket, tcp)?;
+        if let (true, Some(local)) = (tcp, self.bind) {
+            socket.bind(&local.into())?;
+        }
+        if tcp && self.fast_open {
+            // Where it is not offered, the connect is an ordinary one.
+            let _ = platform::fast_open_connect(&socket);
+        }
         Ok(socket)
     }
 }
@@ -141,7 +170,7 @@ impl Socket {
     /// `AddrInUse`, `AddrNotAvailable`, `PermissionDenied` and what else bind(2) and listen(2) answer.
     pub fn listen(address: &SockAddr, options: &ListenOptions, network: Option<&sim::Network>) -> io::Result<Self> {
         if let Some(network) = network {
-            return Ok(Self(Repr::Simulated(network.listen(address, options.backlog)?)));
+            return Ok(Self(Repr::Simulated(network.listen(address, options)?)));
         }
         let (socket, tcp) = stream_socket(address)?;
         if tcp {
@@ -153,6 +182,10 @@ impl Socket {
         }
         options.socket.apply(&socket, tcp)?;
         socket.bind(address)?;
+        if let (true, Some(waiting)) = (tcp, options.fast_open) {
+            // Where it is not offered, every client connects in the ordinary way.
+            let _ = platform::fast_open_listen(&socket, waiting);
+        }
         socket.listen(i32::try_from(options.backlog).unwrap_or(i32::MAX))?;
         Ok(Self(Repr::System(socket)))
     }
@@ -231,8 +264,19 @@ pub fn unix(path: &Path) -> io::Result<SockAddr> {
     SockAddr::unix(path)
 }
 
+/// The file of a Unix socket's address. `None` for other addresses, for an unnamed socket, and on Windows.
+#[must_use]
+pub fn path(address: &SockAddr) -> Option<&Path> {
+    platform::socket_path(address)
+}
+
+/// Whether sockets of this address speak TCP.
+pub(crate) fn is_tcp(address: &SockAddr) -> bool {
+    address.is_ipv4() || address.is_ipv6()
+}
+
 fn stream_socket(address: &SockAddr) -> io::Result<(socket2::Socket, bool)> {
-    let tcp = address.is_ipv4() || address.is_ipv6();
+    let tcp = is_tcp(address);
     let socket =
         socket2::Socket::new(Domain::from(i32::from(address.family())), Type::STREAM, tcp.then_some(Protocol::TCP))?;
     Ok((socket, tcp))
@@ -245,7 +289,7 @@ pub const REUSE_PORT_SPREADS: bool = platform::REUSE_PORT_SPREADS;
 /// Whether somebody listens on a Unix socket file: `None` if there is no such socket, or it cannot be told.
 #[must_use]
 pub fn is_listening(address: &SockAddr) -> Option<bool> {
-    if !platform::is_socket_file(address.as_pathname()?) {
+    if !platform::is_socket_file(path(address)?) {
         return None; // connect(2) answers "refused" for an ordinary file, too.
     }
     let socket = socket2::Socket::new(Domain::from(i32::from(address.family())), Type::STREAM, None).ok()?;

@@ -212,7 +212,12 @@ fn a_long_queue_goes_out_in_order_and_then_the_fin() {
     assert_eq!(taken, data.len());
     let (got, _peer) = reader.join().unwrap();
     assert!(got == data);
-    assert!(bench.engine.info(conn).unwrap().unacked.is_none_or(|bytes| bytes == 0));
+    // The last acknowledgement may come after the last byte was read.
+    let end = Instant::now() + PATIENCE;
+    while bench.engine.info(conn).unwrap().unacked.is_some_and(|bytes| bytes > 0) {
+        assert!(Instant::now() < end, "what was read was never acknowledged");
+        thread::sleep(Duration::from_millis(1));
+    }
 }
 
 #[test]
@@ -379,11 +384,11 @@ fn connect_refused_and_connected() {
     let conn = bench.engine.connect(&ip(address), &SocketOptions::default()).unwrap();
     let mut queue = SendQueue::new();
     queue.push("early");
-    assert!(!bench.engine.send(conn, &mut queue).idle);
-    bench.engine.shutdown_write(conn);
+    assert!(!bench.engine.send(conn, &mut queue).idle && queue.bytes() == 5, "not before it is connected");
     bench.engine.receive(conn, Want::On);
     assert!(matches!(bench.event(), Event::Connected { conn: other } if other == conn));
-    assert!(matches!(bench.event(), Event::Sent { bytes: 5, idle: true, .. }));
+    assert!(bench.engine.send(conn, &mut queue).idle);
+    bench.engine.shutdown_write(conn);
     let mut peer = listener.accept().unwrap().0;
     let mut got = String::new();
     peer.read_to_string(&mut got).unwrap();
@@ -396,7 +401,7 @@ fn connect_refused_and_connected() {
     queue.push("never");
     assert!(!bench.engine.send(refused, &mut queue).idle);
     let (why, unsent, unacked) = bench.expect_closed(refused);
-    assert_eq!((why.unwrap().kind(), unsent, unacked), (io::ErrorKind::ConnectionRefused, 5, Some(0)));
+    assert_eq!((why.unwrap().kind(), unsent, unacked), (io::ErrorKind::ConnectionRefused, 0, Some(0)));
 }
 
 #[test]

@@ -31,7 +31,7 @@ impl Address {
     pub(crate) fn from_system(address: &SockAddr) -> Self {
         match address.as_socket() {
             Some(address) => Self::Ip(address),
-            None => Self::Unix(address.as_pathname().map(PathBuf::from).unwrap_or_default()),
+            None => Self::Unix(socket::path(address).map(PathBuf::from).unwrap_or_default()),
         }
     }
 
@@ -51,11 +51,43 @@ impl FromStr for Address {
     /// `HOST:PORT`, `[IPv6]:PORT` or `unix:PATH`. A host name is looked up, and its first address taken.
     fn from_str(text: &str) -> Result<Self, Error> {
         let bad = |why: String| Error::Address { text: text.to_owned(), why };
+        match text.parse::<Destination>()? {
+            Destination::Addresses(addresses) => {
+                addresses.into_iter().next().ok_or_else(|| bad("there is no address".into()))
+            }
+            Destination::Host(host) => {
+                let mut found = host.to_socket_addrs().map_err(|error| bad(error.to_string()))?;
+                found.next().map(Self::Ip).ok_or_else(|| bad("the host has no address".into()))
+            }
+        }
+    }
+}
+
+/// Where a client connects to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Destination {
+    /// Whichever of these answers first.
+    Addresses(Vec<Address>),
+    /// `HOST:PORT`, looked up when the client runs.
+    Host(String),
+}
+
+impl FromStr for Destination {
+    type Err = Error;
+
+    /// As an [`Address`], without looking anything up.
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let bad = |why: String| Error::Address { text: text.to_owned(), why };
         if let Some(path) = text.strip_prefix("unix:") {
-            return if path.is_empty() { Err(bad("the path is empty".into())) } else { Ok(Self::Unix(path.into())) };
+            return if path.is_empty() {
+                Err(bad("the path is empty".into()))
+            } else {
+                Ok(Address::Unix(path.into()).into())
+            };
         }
         if let Ok(address) = text.parse() {
-            return Ok(Self::Ip(address));
+            return Ok(Address::Ip(address).into());
         }
         let Some((host, port)) = text.rsplit_once(':') else { return Err(bad("there is no port".into())) };
         if port.parse::<u16>().is_err() {
@@ -64,8 +96,13 @@ impl FromStr for Address {
         if host.is_empty() {
             return Err(bad("there is no host".into()));
         }
-        let mut found = text.to_socket_addrs().map_err(|error| bad(error.to_string()))?;
-        found.next().map(Self::Ip).ok_or_else(|| bad("the host has no address".into()))
+        Ok(Self::Host(text.to_owned()))
+    }
+}
+
+impl From<Address> for Destination {
+    fn from(address: Address) -> Self {
+        Self::Addresses(vec![address])
     }
 }
 
@@ -92,6 +129,18 @@ pub trait IntoAddress {
     ///
     /// [`Error::Address`] if it is none.
     fn into_address(self) -> Result<Address, Error>;
+
+    /// All of its addresses, for a client.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Address`] if it is none.
+    fn into_destination(self) -> Result<Destination, Error>
+    where
+        Self: Sized,
+    {
+        self.into_address().map(Destination::from)
+    }
 }
 
 impl IntoAddress for Address {
@@ -110,11 +159,32 @@ impl IntoAddress for &str {
     fn into_address(self) -> Result<Address, Error> {
         self.parse()
     }
+
+    fn into_destination(self) -> Result<Destination, Error> {
+        self.parse()
+    }
 }
 
 impl IntoAddress for &String {
     fn into_address(self) -> Result<Address, Error> {
         self.parse()
+    }
+
+    fn into_destination(self) -> Result<Destination, Error> {
+        self.parse()
+    }
+}
+
+/// A server listens on the first; a client connects to whichever answers first.
+impl IntoAddress for Vec<SocketAddr> {
+    fn into_address(self) -> Result<Address, Error> {
+        let none = || Error::Address { text: "an empty list".into(), why: "there is no address".into() };
+        self.first().map(|address| Address::Ip(*address)).ok_or_else(none)
+    }
+
+    fn into_destination(self) -> Result<Destination, Error> {
+        self.clone().into_address()?;
+        Ok(Destination::Addresses(self.into_iter().map(Address::Ip).collect()))
     }
 }
 

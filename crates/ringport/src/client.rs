@@ -1,10 +1,13 @@
 //! [`Client`]: connections to somewhere, run by the same handlers and workers as a server's.
 
+use std::io;
 use std::time::Duration;
 
 use ringport_engine::{EngineConfig, EngineKind, PoolConfig, SocketOptions};
 
 use crate::address::IntoAddress;
+use crate::aio;
+use crate::common::common_options;
 use crate::error::{Error, Result};
 use crate::handler::Handler;
 use crate::plan::{Plan, Role, Running, ServiceSpec};
@@ -31,6 +34,11 @@ impl Client {
     }
 
     /// Opens `connections` connections to `address`, spread evenly over the workers. May be called several times.
+    ///
+    /// A host name is looked up when the client runs, on a thread of its own. If it has several addresses, or several are
+    /// given (`Vec<SocketAddr>`), each connection goes to the one that answers first: they are tried in turn, 250 ms apart or
+    /// as soon as one fails, alternating between IPv6 and IPv4 (RFC 8305). Only when all have failed is
+    /// [`Handler::connect_failed`] called, with the last error.
     pub fn connect<H: Handler>(
         self,
         address: impl IntoAddress,
@@ -50,7 +58,7 @@ impl Client {
         options: ConnectionOptions,
         make: impl Fn() -> H + Send + Sync + 'static,
     ) -> Self {
-        match address.into_address() {
+        match address.into_destination() {
             Ok(to) => self.plan.services.push(ServiceSpec {
                 factory: factory(make),
                 options,
@@ -63,41 +71,21 @@ impl Client {
         self
     }
 
-    /// Sets the number of workers. One by default.
-    pub fn workers(mut self, workers: usize) -> Self {
-        self.plan.workers = workers;
+    /// Runs a task on each worker, which may [`connect`](crate::aio::connect). The client ends when its tasks have ended
+    /// and their connections, too.
+    pub fn task<F>(mut self, task: F) -> Self
+    where
+        F: AsyncFn() -> io::Result<()> + Clone + Send + Sync + 'static,
+    {
+        self.plan.services.push(ServiceSpec {
+            factory: aio::running(task),
+            options: ConnectionOptions::default(),
+            role: Role::Task,
+        });
         self
     }
 
-    /// Binds each worker to a core. Off by default; Linux only.
-    pub fn pin(mut self, pin: bool) -> Self {
-        self.plan.pin = pin;
-        self
-    }
-
-    /// Uses this engine. By default the best one that works here is chosen.
-    pub fn engine(mut self, engine: Option<EngineKind>) -> Self {
-        self.plan.engine = engine;
-        self
-    }
-
-    /// Sets how the engine is opened.
-    pub fn engine_config(mut self, config: EngineConfig) -> Self {
-        self.plan.config = config;
-        self
-    }
-
-    /// Sets the buffers of each worker.
-    pub fn pool(mut self, pool: PoolConfig) -> Self {
-        self.plan.pool = pool;
-        self
-    }
-
-    /// Calls [`Handler::tick`] on every worker at this interval. Off by default.
-    pub fn tick(mut self, interval: Duration) -> Self {
-        self.plan.tick = Some(interval);
-        self
-    }
+    common_options!();
 
     /// Starts the workers on threads of their own; they begin to connect.
     ///

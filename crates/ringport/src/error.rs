@@ -2,7 +2,7 @@
 
 use std::io;
 
-use ringport_engine::engine::SelectionError;
+use ringport_engine::engine::{SelectionError, is_exhaustion};
 use thiserror::Error;
 
 /// A result of this crate.
@@ -76,7 +76,6 @@ impl Error {
 #[must_use]
 pub fn is_transient(error: &io::Error) -> bool {
     use io::ErrorKind as Kind;
-    let exhausted = ["Too many open files", "No buffer space"];
     matches!(
         error.kind(),
         Kind::Interrupted
@@ -89,7 +88,7 @@ pub fn is_transient(error: &io::Error) -> bool {
             | Kind::NetworkDown
             | Kind::NetworkUnreachable
             | Kind::HostUnreachable
-    ) || exhausted.iter().any(|text| error.to_string().contains(text))
+    ) || is_exhaustion(error)
 }
 
 /// The system's words, and what to do where that is known.
@@ -112,16 +111,15 @@ mod tests {
 
     #[test]
     fn transient_and_fatal_errors_are_told_apart() {
+        let exhausted = ringport_engine::engine::EXHAUSTION_CODES.map(io::Error::from_raw_os_error);
         let kinds = [
-            (io::Error::from_raw_os_error(24), true),
-            (io::Error::from_raw_os_error(105), true),
             (io::ErrorKind::Interrupted.into(), true),
             (io::ErrorKind::ConnectionRefused.into(), true),
             (io::ErrorKind::ConnectionReset.into(), false),
             (io::ErrorKind::BrokenPipe.into(), false),
             (io::ErrorKind::PermissionDenied.into(), false),
         ];
-        for (error, transient) in kinds {
+        for (error, transient) in kinds.into_iter().chain(exhausted.map(|error| (error, true))) {
             assert_eq!(is_transient(&error), transient, "{error}");
         }
     }

@@ -4,10 +4,11 @@ use std::any::Any;
 use std::io;
 use std::time::{Duration, Instant};
 
-use ringport_engine::{Buf, Chunk, ConnInfo};
+use ringport_engine::{Buf, Chunk, ConnInfo, OptionName, SocketOption, TcpInfo};
 
-use crate::session::{CloseReason, CloseReport, Ending, Phase, SendOutcome, Session};
-use crate::worker::{ConnectionId, Context, Facts, TimerId};
+use crate::blocking::QueueFull;
+use crate::session::{CloseReason, CloseReport, Ending, Pauses, Phase, SendOutcome, Session};
+use crate::worker::{ConnectionId, Context, Facts, Parts, TimerId};
 
 /// What another thread may send to a connection: see [`Remote::message`](crate::Remote::message).
 pub type Message = Box<dyn Any + Send>;
@@ -28,7 +29,8 @@ pub trait Handler: 'static {
     /// The connection is established.
     fn open(&mut self, conn: &mut Connection<'_, Self::State>) {}
 
-    /// Bytes arrived, in the order in which they were sent, cut anywhere.
+    /// Bytes arrived, in the order in which they were sent, cut anywhere. What [`Connection::keep`] was given comes
+    /// first.
     fn data(&mut self, conn: &mut Connection<'_, Self::State>, data: Buf);
 
     /// The peer sends no more. By default the connection is closed in order.
@@ -36,13 +38,25 @@ pub trait Handler: 'static {
         conn.close();
     }
 
-    /// What waits to be sent is down to the low mark again, after it was above the high mark.
+    /// More than the high mark waits to be sent, and the kernel did not take it at once. Once for each time that
+    /// happens; [`writable`](Self::writable) follows when the queue is low again, unless the connection closes before.
+    fn full(&mut self, conn: &mut Connection<'_, Self::State>) {}
+
+    /// What waits to be sent is down to the low mark again, after it was above the high mark. Also called, without
+    /// [`full`](Self::full) before, when the kernel took at once what a callback queued beyond the high mark.
     fn writable(&mut self, conn: &mut Connection<'_, Self::State>) {}
+
+    /// The kernel has taken all that was queued before [`Connection::flush`] was called with this token.
+    fn flushed(&mut self, conn: &mut Connection<'_, Self::State>, token: u64) {}
 
     /// A timer of this connection is due.
     fn timer(&mut self, conn: &mut Connection<'_, Self::State>, timer: TimerId, token: u64) {}
 
-    /// Another thread sent a message.
+    /// Nothing was received for the interval of [`ConnectionOptions::heartbeat`](crate::ConnectionOptions::heartbeat): send
+    /// something that the peer answers. Any byte that it sends then is a sign of life.
+    fn heartbeat(&mut self, conn: &mut Connection<'_, Self::State>) {}
+
+    /// Another thread sent a message, or a blocking job of this connection is done.
     fn message(&mut self, conn: &mut Connection<'_, Self::State>, message: Message) {}
 
     /// The connection is gone. Whatever is asked of it now is ignored.
@@ -58,7 +72,7 @@ pub trait Handler: 'static {
 /// A connection, for the time of one callback.
 pub struct Connection<'a, S> {
     pub(crate) context: &'a mut Context,
-    pub(crate) facts: &'a dyn Facts,
+    pub(crate) facts: &'a mut dyn Facts,
     pub(crate) slot: usize,
     /// What the handler keeps for this connection.
     pub state: &'a mut S,
@@ -76,15 +90,15 @@ impl<S> Connection<'_, S> {
     /// Over the limit, or on a connection that is closing, the data comes back in the outcome.
     #[inline]
     pub fn send(&mut self, data: impl Into<Chunk>) -> SendOutcome {
-        let (session, options, _) = self.context.parts(self.slot);
-        session.send(data.into(), options)
+        let Parts { session, options, account, .. } = self.context.parts(self.slot);
+        session.send(data.into(), options, account)
     }
 
     /// Queues a copy of `data`. Small writes in a row are gathered into one piece.
     #[inline]
     pub fn write(&mut self, data: &[u8]) -> SendOutcome {
-        let (session, options, pool) = self.context.parts(self.slot);
-        session.write(data, pool, options)
+        let Parts { session, options, pool, account } = self.context.parts(self.slot);
+        session.write(data, pool, options, account)
     }
 
     /// Closes in order: what is queued is sent, then a FIN, then the peer's FIN is awaited for at most
@@ -111,14 +125,60 @@ impl<S> Connection<'_, S> {
         self.session_mut().end(Ending::Abort, CloseReason::Local);
     }
 
+    /// Leaves the rest of what [`Handler::data`] got, a partial frame, to be handed over again with the next bytes behind
+    /// it. It takes the place of what was kept before; an empty rest keeps nothing.
+    ///
+    /// ```
+    /// # use ringport::{Buf, Connection};
+    /// /// Frames of one length byte and so many bytes.
+    /// fn data(conn: &mut Connection<'_, ()>, mut data: Buf) {
+    ///     while let Some(&length) = data.first() {
+    ///         let Some(frame) = data.get(1..1 + usize::from(length)) else { break };
+    ///         println!("{frame:?}");
+    ///         data.advance(1 + usize::from(length));
+    ///     }
+    ///     conn.keep(data);
+    /// }
+    /// ```
+    ///
+    /// More than [`ConnectionOptions::frame_limit`](crate::ConnectionOptions::frame_limit) closes the connection. What is
+    /// kept when the peer closes stays unseen: [`kept`](Self::kept) tells [`Handler::peer_closed`] of a frame cut short.
+    pub fn keep(&mut self, rest: Buf) {
+        let Parts { session, options, account, .. } = self.context.parts(self.slot);
+        session.keep(rest, options, account);
+    }
+
+    /// Bytes that are kept for the next callback.
+    #[must_use]
+    pub fn kept(&self) -> usize {
+        self.session().kept()
+    }
+
+    /// Counts messages that the handler found in what it received, against
+    /// [`ConnectionOptions::message_rate_max`](crate::ConnectionOptions::message_rate_max).
+    pub fn count_messages(&mut self, count: u64) {
+        let conn = self.session().conn;
+        self.context.count_messages(conn, count);
+    }
+
     /// Stops reading: soon the peer's window closes. What was already received still arrives.
     pub fn pause(&mut self) {
-        self.session_mut().paused_by_user = true;
+        self.session_mut().pauses.add(Pauses::USER);
     }
 
     /// Goes on reading after [`pause`](Self::pause).
     pub fn resume(&mut self) {
-        self.session_mut().paused_by_user = false;
+        self.session_mut().pauses.remove(Pauses::USER);
+    }
+
+    /// Calls [`Handler::flushed`] with `token` when the kernel has taken all that is queued now: in the order of the
+    /// calls, and soon if nothing is queued. That the kernel took it does not mean that the peer has it:
+    /// [`info`](Self::info) says how much of it is unacknowledged.
+    ///
+    /// `false` when the connection is closing, or when 1,024 flushes of it are under way; then no callback comes. If it
+    /// closes in between, [`Handler::close`] comes instead, and its report says what the kernel took.
+    pub fn flush(&mut self, token: u64) -> bool {
+        self.session_mut().flush(token)
     }
 
     /// Bytes that wait to be taken by the kernel.
@@ -152,6 +212,21 @@ impl<S> Connection<'_, S> {
         self.context.cancel_timer(timer)
     }
 
+    /// Runs `job`, which may block, on another thread, and hands its result to [`Handler::message`]: see
+    /// [`Context::spawn_blocking`].
+    ///
+    /// # Errors
+    ///
+    /// Hands the job back when too many wait already.
+    pub fn spawn_blocking<F, R>(&mut self, job: F) -> Result<(), QueueFull<F>>
+    where
+        F: FnOnce() -> R + Send + 'static,
+        R: Send + 'static,
+    {
+        let id = self.id();
+        self.context.spawn_blocking(id, job)
+    }
+
     /// Addresses and the state of the kernel's send queue, by a system call.
     ///
     /// # Errors
@@ -159,6 +234,82 @@ impl<S> Connection<'_, S> {
     /// What the system answers; `NotFound` when the connection is gone.
     pub fn info(&self) -> io::Result<ConnInfo> {
         self.facts.info(self.session().conn)
+    }
+
+    /// An option of the socket.
+    ///
+    /// # Errors
+    ///
+    /// `Unsupported` where the system has no such option, `NotFound` when the connection is gone, and what getsockopt(2)
+    /// answers.
+    pub fn option(&self, name: OptionName) -> io::Result<SocketOption> {
+        self.facts.option(self.session().conn, name)
+    }
+
+    /// Sets an option of the socket.
+    ///
+    /// # Errors
+    ///
+    /// As [`option`](Self::option), `InvalidInput` for what would block the worker, and what setsockopt(2) answers.
+    pub fn set_option(&mut self, option: &SocketOption) -> io::Result<()> {
+        let conn = self.session().conn;
+        self.facts.set_option(conn, option)
+    }
+
+    /// The bytes of any option of the socket, by its numbers.
+    ///
+    /// # Errors
+    ///
+    /// As [`option`](Self::option); `Unsupported` in a simulation.
+    pub fn raw_option(&self, level: i32, name: i32) -> io::Result<Vec<u8>> {
+        match self.option(OptionName::Raw { level, name })? {
+            SocketOption::Raw { value, .. } => Ok(value),
+            _ => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
+
+    /// Sets any option of the socket by its numbers. Options whose value holds an address are refused.
+    ///
+    /// # Errors
+    ///
+    /// As [`set_option`](Self::set_option); `Unsupported` in a simulation.
+    pub fn set_raw_option(&mut self, level: i32, name: i32, value: &[u8]) -> io::Result<()> {
+        self.set_option(&SocketOption::Raw { level, name, value: value.to_vec() })
+    }
+
+    /// What TCP knows of the connection: round-trip time, retransmits, congestion window and more.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound` when the connection is gone, `Unsupported` but on Linux.
+    pub fn tcp_info(&self) -> io::Result<TcpInfo> {
+        self.facts.tcp_info(self.session().conn)
+    }
+
+    /// Queues one byte as urgent data (TCP's out-of-band byte), in order with all else that is sent.
+    pub fn send_urgent(&mut self, byte: u8) -> SendOutcome {
+        self.send(Chunk::urgent(byte))
+    }
+
+    /// Keeps urgent data in the stream, lets [`Handler::data`] end before it, and [`at_mark`](Self::at_mark) tell where that is.
+    /// Best asked for in [`Handler::open`]; it makes each receive a little dearer.
+    ///
+    /// # Errors
+    ///
+    /// As [`set_option`](Self::set_option); `Unsupported` in a simulation.
+    pub fn watch_urgent(&mut self) -> io::Result<()> {
+        let conn = self.session().conn;
+        self.facts.watch_urgent(conn)
+    }
+
+    /// Whether the next byte is the one that was last sent as urgent. Asked in [`Handler::data`] it means the byte behind
+    /// `data`.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound` when the connection is gone, `Unsupported` in a simulation and for Unix sockets.
+    pub fn at_mark(&self) -> io::Result<bool> {
+        self.facts.at_mark(self.session().conn)
     }
 
     /// The time of this turn of the worker. Virtual in a simulation.
@@ -177,6 +328,6 @@ impl<S> Connection<'_, S> {
     }
 
     fn session_mut(&mut self) -> &mut Session {
-        self.context.parts(self.slot).0
+        self.context.parts(self.slot).session
     }
 }

@@ -1,8 +1,11 @@
 //! What a server and a client have in common: how workers are made, run and stopped.
 
+use std::cell::RefCell;
+use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::sync::mpsc;
@@ -14,12 +17,14 @@ use ringport_engine::{
     Engine, EngineConfig, EngineKind, ListenOptions, PoolConfig, Selection, SockAddr, Socket, SocketOptions,
 };
 
-use crate::address::Address;
+use crate::address::{Address, Destination};
+use crate::aio::{self, JoinError};
+use crate::blocking::Blocking;
 use crate::datagram::DatagramOptions;
 use crate::error::{Error, Result};
 use crate::remote::Remote;
-use crate::session::ConnectionOptions;
-use crate::worker::{Counters, DatagramFactory, Factory, Share, Worker, WorkerSetup, WorkerStats};
+use crate::session::{ConnectionOptions, Rate};
+use crate::worker::{Budget, Counters, DatagramFactory, Factory, Gate, Share, Worker, WorkerSetup, WorkerStats};
 
 /// Most workers: one a core is the rule, and no machine that this runs on has more.
 pub(crate) const WORKERS_MAX: usize = 1024;
@@ -55,7 +60,13 @@ pub(crate) struct DatagramSpec {
 #[derive(Clone)]
 pub(crate) enum Role {
     Listen(Address, ListenOptions),
-    Connect { to: Address, connections: usize, options: SocketOptions },
+    Connect {
+        to: Destination,
+        connections: usize,
+        options: SocketOptions,
+    },
+    /// A task on each worker.
+    Task,
 }
 
 /// Everything needed to start.
@@ -68,7 +79,13 @@ pub(crate) struct Plan {
     pub(crate) pin: bool,
     pub(crate) spread: Spread,
     pub(crate) max_connections: usize,
+    pub(crate) per_address_max: Option<usize>,
+    pub(crate) accept_rate: Option<Rate>,
+    pub(crate) memory_limit: u64,
+    pub(crate) blocking_threads: usize,
     pub(crate) tick: Option<Duration>,
+    /// Time to drain when the process is asked to end.
+    pub(crate) stop_on_signals: Option<Duration>,
     pub(crate) services: Vec<ServiceSpec>,
     pub(crate) datagrams: Vec<DatagramSpec>,
     pub(crate) until_idle: bool,
@@ -84,7 +101,12 @@ impl Plan {
             pin: false,
             spread: Spread::default(),
             max_connections: 1_000_000,
+            per_address_max: None,
+            accept_rate: None,
+            memory_limit: 1 << 30,
+            blocking_threads: 4,
             tick: None,
+            stop_on_signals: None,
             services: Vec::new(),
             datagrams: Vec::new(),
             until_idle,
@@ -129,6 +151,10 @@ impl Plan {
     /// One setup for each worker; each takes its share of the sockets and of the connections to make.
     fn setups(&self, kind: EngineKind, mut sockets: Vec<Vec<Socket>>, handle: &ServerHandle) -> Vec<Setup> {
         let global_live = Arc::new(AtomicUsize::new(0));
+        let gate = Gate::new(self.per_address_max, self.accept_rate);
+        // A simulation is one thread.
+        let blocking = self.config.network.is_none().then(|| Blocking::new(self.blocking_threads));
+        let budget = Budget::new(self.memory_limit, self.workers);
         // A service with one socket is listened on by the first worker alone.
         let single: Vec<bool> = sockets.iter().map(|sockets| self.workers > 1 && sockets.len() == 1).collect();
         let hand_over = single.contains(&true);
@@ -140,17 +166,17 @@ impl Plan {
                     Role::Listen(..) => {
                         listen.extend(sockets[service].pop().map(|socket| (socket, service as u32, single[service])));
                     }
+                    Role::Task => {}
                     Role::Connect { to, connections, options } => {
                         let share = connections / self.workers + usize::from(number < connections % self.workers);
                         connect.push((to.clone(), share, options.clone(), service as u32));
                     }
                 }
             }
-            let share = if hand_over {
-                Share::least_loaded(self.max_connections, Arc::clone(&handle.counters), &handle.remote)
-            } else {
-                Share::none(self.max_connections)
-            };
+            let mut share = Share::none(self.max_connections, Arc::clone(&gate));
+            if hand_over {
+                share = share.least_loaded(Arc::clone(&handle.counters), &handle.remote);
+            }
             Setup {
                 kind,
                 config: self.config.clone(),
@@ -169,8 +195,11 @@ impl Plan {
                     remote: handle.remote.clone(),
                     counters: Arc::clone(&handle.counters[number]),
                     global_live: Arc::clone(&global_live),
+                    budget: Arc::clone(&budget),
+                    blocking: blocking.clone(),
                     share,
                     tick: self.tick,
+                    stop_on_signals: self.stop_on_signals.filter(|_| number == 0),
                     until_idle: self.until_idle,
                 },
             }
@@ -181,7 +210,7 @@ impl Plan {
     fn bind(&self) -> Result<Vec<Bound>> {
         let bind = |spec: &ServiceSpec| match &spec.role {
             Role::Listen(address, options) => self.bind_one(address, options),
-            Role::Connect { .. } => Ok(Bound { sockets: Vec::new(), address: None, file: None }),
+            Role::Connect { .. } | Role::Task => Ok(Bound { sockets: Vec::new(), address: None, file: None }),
         };
         self.services.iter().map(bind).collect()
     }
@@ -265,7 +294,37 @@ pub(crate) struct Prepared {
 
 impl Prepared {
     /// Starts a thread for each worker and returns when all have opened their engine.
-    pub(crate) fn start(self) -> Result<Running> {
+    pub(crate) fn start(mut self) -> Result<Running> {
+        let setups = std::mem::take(&mut self.setups);
+        self.start_workers(setups)?.wait()
+    }
+
+    /// Runs the first worker on this thread, and starts a thread for each other one. `ready` is called when all have
+    /// opened their engine; if it fails, all end.
+    pub(crate) fn run(mut self, ready: impl FnOnce(&Running) -> Result<()>) -> Result<()> {
+        let mut setups = std::mem::take(&mut self.setups);
+        let first = setups.remove(0);
+        let started = self.start_workers(setups)?;
+        let (mut running, mut failed) = (None, None);
+        let outcome = first.run(|opened| {
+            let opened = opened.map_err(|source| Error::System { what: "cannot open the engine", source });
+            let ready = opened.and_then(|()| started.wait()).and_then(|all| ready(running.insert(all)));
+            ready.map_err(|error| {
+                failed = Some(error);
+                io::ErrorKind::Interrupted.into()
+            })
+        });
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        if let (Err(_), Some(running)) = (&outcome, &running) {
+            running.handle.shutdown(Duration::ZERO);
+        }
+        let others = running.map_or(Ok(()), Running::join);
+        outcome.map_err(|source| Error::System { what: "an engine failed", source }).and(others)
+    }
+
+    fn start_workers(self, setups: Vec<Setup>) -> Result<Started> {
         if let Some(selection) = &self.selection {
             let passed_over = selection.passed_over();
             if passed_over.is_empty() {
@@ -275,7 +334,6 @@ impl Prepared {
             }
         }
         let (report, ready) = mpsc::channel();
-        let workers = self.setups.len();
         let mut running = Running {
             kind: self.kind,
             selection: self.selection,
@@ -285,20 +343,39 @@ impl Prepared {
             handle: self.handle,
             threads: Vec::new(),
         };
-        for setup in self.setups {
+        for setup in setups {
             let report = report.clone();
             let name = format!("ringport-{}", setup.worker.number);
-            let thread = std::thread::Builder::new().name(name).spawn(move || setup.run(Some(&report)));
+            let body = move || {
+                setup.run(|opened| {
+                    // Nobody listens any more only when the start has failed already.
+                    let _ = report.send(opened);
+                    Ok(())
+                })
+            };
+            let thread = std::thread::Builder::new().name(name).spawn(body);
             running
                 .threads
                 .push(thread.map_err(|source| Error::System { what: "cannot start a worker thread", source })?);
         }
-        drop(report);
-        for _ in 0..workers {
-            let opened = ready.recv().unwrap_or_else(|_| Err(io::Error::other("a worker ended before it was ready")));
+        Ok(Started { running, ready })
+    }
+}
+
+/// Workers that are opening their engines.
+struct Started {
+    running: Running,
+    ready: mpsc::Receiver<io::Result<()>>,
+}
+
+impl Started {
+    fn wait(self) -> Result<Running> {
+        for _ in 0..self.running.threads.len() {
+            let ended = |_| Err(io::Error::other("a worker ended before it was ready"));
+            let opened = self.ready.recv().unwrap_or_else(ended);
             opened.map_err(|source| Error::System { what: "cannot open the engine", source })?;
         }
-        Ok(running)
+        Ok(self.running)
     }
 }
 
@@ -376,7 +453,7 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        if !self.threads.is_empty() {
+        if !self.threads.is_empty() || !self.files.is_empty() {
             self.handle.shutdown(Duration::ZERO);
             let _ = self.join_threads();
         }
@@ -434,18 +511,25 @@ pub(crate) struct Setup {
     pin: Option<usize>,
     /// Sockets, the services they belong to, and whether their connections are handed over.
     listen: Vec<(Socket, u32, bool)>,
-    connect: Vec<(Address, usize, SocketOptions, u32)>,
+    connect: Vec<(Destination, usize, SocketOptions, u32)>,
     datagrams: Vec<(Socket, DatagramSpec)>,
     worker: WorkerSetup,
 }
 
-type Report<'a> = Option<&'a mpsc::Sender<io::Result<()>>>;
-
 impl Setup {
-    /// Opens the engine on this thread, says so, and runs to the end.
-    pub(crate) fn run(self, report: Report<'_>) -> io::Result<()> {
+    /// Opens the engine on this thread, tells `opened` whether that worked, and unless that says no, runs to the end.
+    pub(crate) fn run(self, opened: impl FnOnce(io::Result<()>) -> io::Result<()>) -> io::Result<()> {
         let kind = self.kind;
-        with_engine(kind, Run { setup: self, report })?
+        with_engine(kind, Run { setup: self, opened })?
+    }
+
+    /// Opens the engine on this thread and runs `main`, and all else, until `main` has ended.
+    pub(crate) fn run_main<T: 'static>(
+        self,
+        main: impl Future<Output = T> + 'static,
+    ) -> io::Result<Result<T, JoinError>> {
+        let kind = self.kind;
+        with_engine(kind, RunMain { setup: self, main })?
     }
 
     /// Opens a worker without running it.
@@ -461,37 +545,54 @@ impl Setup {
             worker.serve_datagrams(socket, &spec.factory, &spec.options)?;
         }
         for (to, connections, options, service) in self.connect {
-            let to = to.to_system()?;
-            for _ in 0..connections {
-                worker.connect(&to, &options, service);
-            }
+            worker.connect_to(to, connections, options, service);
         }
+        worker.start();
         Ok(worker)
     }
 }
 
-struct Run<'a> {
+/// Time for connections to end when the main task has.
+const MAIN_ENDED: Duration = Duration::from_secs(5);
+
+struct RunMain<F> {
     setup: Setup,
-    report: Report<'a>,
+    main: F,
 }
 
-impl UseEngine for Run<'_> {
+impl<T: 'static, F: Future<Output = T> + 'static> UseEngine for RunMain<F> {
+    type Output = io::Result<Result<T, JoinError>>;
+
+    fn run<E: Engine>(self) -> Self::Output {
+        let mut worker = self.setup.open::<E>()?;
+        let result = Rc::new(RefCell::new(None));
+        let (place, remote) = (Rc::clone(&result), worker.context().remote());
+        aio::start_main(worker.context().aio(), self.main, move |ended| {
+            *place.borrow_mut() = Some(ended);
+            remote.shut_down(MAIN_ENDED);
+        });
+        worker.run()?;
+        drop(worker);
+        let ended = result.borrow_mut().take();
+        Ok(ended.unwrap_or(Err(JoinError::CANCELLED)))
+    }
+}
+
+struct Run<F> {
+    setup: Setup,
+    opened: F,
+}
+
+impl<F: FnOnce(io::Result<()>) -> io::Result<()>> UseEngine for Run<F> {
     type Output = io::Result<()>;
 
     fn run<E: Engine>(self) -> io::Result<()> {
-        let opened = self.setup.open::<E>();
-        let (worker, outcome) = match opened {
-            Ok(worker) => (Some(worker), Ok(())),
-            Err(error) => (None, Err(error)),
-        };
-        match (self.report, worker) {
-            (Some(report), worker) => {
-                // Nobody listens any more only when the start has failed already.
-                let _ = report.send(outcome);
-                worker.map_or(Ok(()), |mut worker| worker.run())
+        match self.setup.open::<E>() {
+            Ok(mut worker) => {
+                (self.opened)(Ok(()))?;
+                worker.run()
             }
-            (None, Some(mut worker)) => worker.run(),
-            (None, None) => outcome,
+            Err(error) => (self.opened)(Err(error)),
         }
     }
 }

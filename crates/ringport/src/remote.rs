@@ -9,7 +9,7 @@ use bytes::Bytes;
 use ringport_engine::{ConnId, Socket};
 
 use crate::handler::Message;
-use crate::worker::{ConnectionId, Mailbox};
+use crate::worker::{ConnectionId, Mailbox, Permit, Resolved};
 
 /// Messages that fit into a worker's mailbox. Beyond, senders get theirs back.
 const MAILBOX_CAPACITY: usize = 4096;
@@ -34,8 +34,14 @@ pub(crate) enum Letter {
     Message(ConnId, Message),
     Close(ConnId),
     Abort(ConnId),
+    /// A task was woken; which one is in a list of its own.
+    Wake,
+    /// Starts something on the worker's thread.
+    Start(Box<dyn FnOnce() + Send>),
     /// A connection that another worker accepted, for the service with this number.
-    Adopt(Socket, u32),
+    Adopt(Socket, u32, Option<Permit>),
+    /// A host name was looked up.
+    Resolved(Box<Resolved>),
 }
 
 /// The mailbox was full or its worker gone. The message is handed back.
@@ -98,6 +104,12 @@ impl Remote {
     /// When the mailbox is full or the worker has ended.
     pub fn abort(&self, id: ConnectionId) -> Result<(), RemoteError<()>> {
         self.post(id, Letter::Abort(id.conn)).map_err(|_| RemoteError(()))
+    }
+
+    /// Has `start` called on the thread of a worker.
+    pub(crate) fn start(&self, worker: usize, start: Box<dyn FnOnce() + Send>) -> Result<(), RemoteError<()>> {
+        let mailbox = self.mailboxes.get(worker).ok_or(RemoteError(()))?;
+        mailbox.push(Letter::Start(start)).map_err(|_| RemoteError(()))
     }
 
     /// Tells every worker to finish. Not by a letter: a shutdown must not depend on room in a mailbox.

@@ -1,15 +1,19 @@
 //! [`Server`]: listeners with their handlers, and the workers that run them.
 
+use std::future::Future;
+use std::io;
 use std::time::Duration;
 
 use ringport_engine::{EngineConfig, EngineKind, ListenOptions, PoolConfig};
 
 use crate::address::{Address, IntoAddress};
+use crate::aio::{self, Stream};
+use crate::common::common_options;
 use crate::datagram::{DatagramHandler, DatagramOptions};
 use crate::error::{Error, Result};
 use crate::handler::Handler;
 use crate::plan::{DatagramSpec, Plan, Role, Running, ServiceSpec, Spread};
-use crate::session::ConnectionOptions;
+use crate::session::{ConnectionOptions, Rate};
 use crate::worker::{datagram_factory, factory};
 
 /// Builds and runs a server.
@@ -119,35 +123,69 @@ impl Server {
         self
     }
 
-    /// Sets the number of workers, each a thread with connections of its own. One by default.
-    pub fn workers(mut self, workers: usize) -> Self {
-        self.plan.workers = workers;
+    /// Listens on `address` with a task for each connection: `serve` gets its [`Stream`]. May be called several times.
+    ///
+    /// ```no_run
+    /// use ringport::{Server, Stream};
+    ///
+    /// Server::new()
+    ///     .workers(2)
+    ///     .listen_async("127.0.0.1:6628", async |mut stream: Stream| {
+    ///         while let Some(data) = stream.recv().await? {
+    ///             stream.send(data).await?;
+    ///         }
+    ///         Ok(())
+    ///     })
+    ///     .run()
+    /// # ?; Ok::<(), ringport::Error>(())
+    /// ```
+    pub fn listen_async<F>(self, address: impl IntoAddress, serve: F) -> Self
+    where
+        F: AsyncFn(Stream) -> io::Result<()> + Clone + Send + Sync + 'static,
+    {
+        let options = ConnectionOptions::default().rest_when_full(false);
+        self.listen_async_with(address, ListenOptions::default(), options, serve)
+    }
+
+    /// As [`Self::listen_async`], with options of the socket and of its connections. A stream's inbox is bounded by itself,
+    /// so that `rest_when_full` is of no use here, and the send limit is never exceeded: a send waits above the high mark.
+    pub fn listen_async_with<F>(
+        mut self,
+        address: impl IntoAddress,
+        socket: ListenOptions,
+        options: ConnectionOptions,
+        serve: F,
+    ) -> Self
+    where
+        F: AsyncFn(Stream) -> io::Result<()> + Clone + Send + Sync + 'static,
+    {
+        match address.into_address() {
+            Ok(address) => self.plan.services.push(ServiceSpec {
+                factory: aio::serving(serve),
+                options,
+                role: Role::Listen(address, socket),
+            }),
+            Err(error) => {
+                self.error.get_or_insert(error);
+            }
+        }
         self
     }
 
-    /// Binds each worker to a core. Off by default; Linux only.
-    pub fn pin(mut self, pin: bool) -> Self {
-        self.plan.pin = pin;
+    /// Runs a task on each worker, from its start. It ends with the worker, if not before.
+    pub fn task<F>(mut self, task: F) -> Self
+    where
+        F: AsyncFn() -> io::Result<()> + Clone + Send + Sync + 'static,
+    {
+        self.plan.services.push(ServiceSpec {
+            factory: aio::running(task),
+            options: ConnectionOptions::default(),
+            role: Role::Task,
+        });
         self
     }
 
-    /// Uses this engine. By default the best one that works here is chosen.
-    pub fn engine(mut self, engine: Option<EngineKind>) -> Self {
-        self.plan.engine = engine;
-        self
-    }
-
-    /// Sets how the engine is opened.
-    pub fn engine_config(mut self, config: EngineConfig) -> Self {
-        self.plan.config = config;
-        self
-    }
-
-    /// Sets the buffers of each worker.
-    pub fn pool(mut self, pool: PoolConfig) -> Self {
-        self.plan.pool = pool;
-        self
-    }
+    common_options!();
 
     /// Sets how connections are spread over workers.
     pub fn spread(mut self, spread: Spread) -> Self {
@@ -161,9 +199,17 @@ impl Server {
         self
     }
 
-    /// Calls [`Handler::tick`] on every worker at this interval. Off by default.
-    pub fn tick(mut self, interval: Duration) -> Self {
-        self.plan.tick = Some(interval);
+    /// Sets the most connections from one IP address at once; one more is accepted and closed, and counted as refused. Off
+    /// by default. IPv6 addresses count by their first 64 bits, of which one peer usually has all. Unix sockets have none.
+    pub fn max_connections_per_address(mut self, connections: Option<usize>) -> Self {
+        self.plan.per_address_max = connections;
+        self
+    }
+
+    /// Sets how many connections may come a second and at once, over all workers and listeners; one more is accepted and
+    /// closed, and counted as refused. Off by default.
+    pub fn accept_rate(mut self, rate: Option<Rate>) -> Self {
+        self.plan.accept_rate = rate;
         self
     }
 
@@ -176,20 +222,58 @@ impl Server {
         self.into_plan()?.prepare()?.start()
     }
 
-    /// Runs until the server is shut down by [`ServerHandle::shutdown`](crate::ServerHandle::shutdown), which a handler can reach through
-    /// [`Context`](crate::Context), or by an error. A single worker runs on the calling thread.
+    /// Drains the server when the process is asked to end, as [`ServerHandle::shutdown`](crate::ServerHandle::shutdown)
+    /// does within this time: by SIGTERM, SIGINT or SIGHUP; on Windows by Ctrl-C and Ctrl-Break, and within 3 s when its
+    /// console is closed or the machine shuts down. A second signal ends the process at once, with exit code 1. Only one
+    /// server of a process can do so. Off by default.
+    pub fn stop_on_signals(mut self, within: Duration) -> Self {
+        self.plan.stop_on_signals = Some(within);
+        self
+    }
+
+    /// Runs until the server is shut down: by [`ServerHandle::shutdown`](crate::ServerHandle::shutdown), which a handler can
+    /// reach through [`Context`](crate::Context), by a signal if [`Server::stop_on_signals`] says so, or by an error. The
+    /// first worker runs on the calling thread.
     ///
     /// # Errors
     ///
     /// As [`Server::start`], and if an engine fails.
     pub fn run(self) -> Result<()> {
-        let mut prepared = self.into_plan()?.prepare()?;
-        match (prepared.setups.pop(), prepared.setups.is_empty()) {
-            (Some(only), true) => only.run(None).map_err(|source| Error::System { what: "the engine failed", source }),
-            (last, _) => {
-                prepared.setups.extend(last);
-                prepared.start()?.join()
-            }
+        self.run_with(|_| Ok(()))
+    }
+
+    /// As [`Server::run`], and calls `ready` once all workers listen: to tell the addresses, or to keep the handle.
+    ///
+    /// # Errors
+    ///
+    /// As [`Server::run`], and what `ready` returns; the server ends then.
+    pub fn run_with(self, ready: impl FnOnce(&Running) -> Result<()>) -> Result<()> {
+        self.into_plan()?.prepare()?.run(ready)
+    }
+
+    /// Runs everything with `future` as a task of the first worker, on the calling thread. When it ends, so does the
+    /// server: other tasks are dropped, and connections have 5 seconds to be closed in order.
+    ///
+    /// # Errors
+    ///
+    /// As [`Server::start`], and if an engine fails.
+    ///
+    /// # Panics
+    ///
+    /// If `future` does, or if the server was shut down before it ended.
+    pub fn block_on<T: 'static>(mut self, future: impl Future<Output = T> + 'static) -> Result<T> {
+        self.error.take().map_or(Ok(()), Err)?;
+        let mut prepared = self.plan.prepare()?;
+        let own = prepared.setups.remove(0);
+        let others = prepared.start()?;
+        let ended = own.run_main(future).map_err(|source| Error::System { what: "the engine failed", source })?;
+        others.join()?;
+        match ended {
+            Ok(result) => Ok(result),
+            Err(error) => match error.into_panic() {
+                Some(payload) => std::panic::resume_unwind(payload),
+                None => panic!("the server was shut down before the task of `block_on` had ended"),
+            },
         }
     }
 

@@ -3,7 +3,7 @@
 use std::io;
 use std::time::Duration;
 
-pub use ringport_engine::engine::sim::Faults;
+pub use ringport_engine::engine::sim::{Faults, Personality};
 use ringport_engine::engine::sim::{Network, SimEngine};
 
 use crate::client::Client;

@@ -6,7 +6,7 @@ use std::alloc::System;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 
-use ringport::{Address, Buf, Connection, EngineConfig, EngineKind, Handler, Selection, Server};
+use ringport::{Address, Buf, Connection, EngineConfig, EngineKind, Handler, Selection, Server, Stream};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 
 #[global_allocator]
@@ -20,6 +20,14 @@ impl Handler for Echo {
     fn data(&mut self, conn: &mut Connection<'_, ()>, data: Buf) {
         conn.send(data);
     }
+}
+
+/// The same as a task.
+async fn echo(mut stream: Stream) -> std::io::Result<()> {
+    while let Some(data) = stream.recv().await? {
+        stream.send(data).await?;
+    }
+    Ok(())
 }
 
 /// Answers with several small writes, which are gathered.
@@ -47,8 +55,8 @@ fn exchange(peers: &mut [TcpStream], out: &[u8], back: &mut [u8], rounds: usize)
 }
 
 /// Allocations during 200 rounds, and the copies that the pool made.
-fn measure<H: Handler>(kind: EngineKind, size: usize, make: fn() -> H) -> (usize, u64) {
-    let server = Server::new().engine(Some(kind)).listen("127.0.0.1:0", make).start().expect("the server starts");
+fn measure(kind: EngineKind, size: usize, listen: impl FnOnce(Server) -> Server) -> (usize, u64) {
+    let server = listen(Server::new().engine(Some(kind))).start().expect("the server starts");
     let Address::Ip(to) = server.addresses()[0] else { unreachable!("it listens on TCP") };
     let mut peers: Vec<TcpStream> = (0..20).map(|_| TcpStream::connect(to).expect("connects")).collect();
     let (out, mut back) = (vec![5; size], vec![0; size]);
@@ -57,6 +65,30 @@ fn measure<H: Handler>(kind: EngineKind, size: usize, make: fn() -> H) -> (usize
     exchange(&mut peers, &out, &mut back, 200);
     let change = region.change();
     (change.allocations + change.reallocations, server.handle().stats().copies)
+}
+
+/// What an idle connection of a task costs, in bytes that are allocated and not freed, its share of every table included.
+fn idle_bytes(kind: EngineKind) -> usize {
+    // With those before them a power of two, so that no table has grown for more than there are.
+    const CONNECTIONS: usize = 492;
+    let server = Server::new().engine(Some(kind)).listen_async("127.0.0.1:0", echo).start().expect("it starts");
+    let Address::Ip(to) = server.addresses()[0] else { unreachable!("it listens on TCP") };
+    let connect = |count| (0..count).map(|_| TcpStream::connect(to).expect("connects")).collect::<Vec<_>>();
+    let mut warm = connect(20);
+    exchange(&mut warm, &[1], &mut [0], 3);
+    let mut peers = Vec::with_capacity(CONNECTIONS);
+    let region = Region::new(ALLOCATOR);
+    peers.extend(connect(CONNECTIONS));
+    exchange(&mut peers, &[1], &mut [0], 2);
+    let change = region.change();
+    let kept = change.bytes_allocated as isize + change.bytes_reallocated - change.bytes_deallocated as isize;
+    usize::try_from(kept).expect("connections cost something") / CONNECTIONS
+}
+
+fn check_idle_memory(kind: EngineKind) {
+    let bytes = idle_bytes(kind);
+    println!("{kind}: {bytes} bytes for an idle connection");
+    assert!(bytes <= 1024, "{kind}: {bytes} bytes");
 }
 
 #[test]
@@ -68,8 +100,13 @@ fn a_message_costs_no_allocation_and_no_copy() {
             continue;
         }
         for size in [64, 1024, 16 * 1024] {
-            assert_eq!(measure(kind, size, || Echo), (0, 0), "{kind}: echo of {size} bytes");
-            assert_eq!(measure(kind, size.min(1024), || Writer), (0, 0), "{kind}: writes of {size} bytes");
+            let handler = |server: Server| server.listen("127.0.0.1:0", || Echo);
+            assert_eq!(measure(kind, size, handler), (0, 0), "{kind}: echo of {size} bytes");
+            let writer = |server: Server| server.listen("127.0.0.1:0", || Writer);
+            assert_eq!(measure(kind, size.min(1024), writer), (0, 0), "{kind}: writes of {size} bytes");
+            let task = |server: Server| server.listen_async("127.0.0.1:0", echo);
+            assert_eq!(measure(kind, size, task), (0, 0), "{kind}: echo of {size} bytes by tasks");
         }
+        check_idle_memory(kind);
     }
 }

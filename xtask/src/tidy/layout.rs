@@ -8,9 +8,12 @@ use super::{Finding, Repository};
 const FLOORS: [(&str, &[&str]); 3] =
     [("ringport-engine", &[]), ("ringport", &["ringport-engine"]), ("ringport-cli", &["ringport"])];
 
+/// Crates for tests alone: every floor may have them as development dependencies, and nobody otherwise.
+const TEST_CRATES: [&str; 1] = ["rio-standin"];
+
 const ENGINES: &str = "crates/ringport-engine/src/engine/";
 /// The engines of this version.
-const ENGINE_FOLDERS: [&str; 3] = ["uring", "readiness", "sim"];
+const ENGINE_FOLDERS: [&str; 5] = ["uring", "readiness", "iocp", "rio", "sim"];
 /// What every engine consists of. It may have further files of its own.
 const TWINS: [&str; 7] = ["mod.rs", "accept.rs", "connect.rs", "receive.rs", "send.rs", "close.rs", "wait.rs"];
 
@@ -23,9 +26,17 @@ pub(super) fn floors_see_only_lower_floors(repository: &Repository) -> Vec<Findi
     let mut findings = Vec::new();
     for (path, file) in manifests() {
         let name = package_name(&file.text);
-        let Some((floor, allowed)) = FLOORS.iter().find(|(floor, _)| name == Some(floor)) else { continue };
-        for (line, dependency) in dependencies(&file.text) {
-            if members.contains(dependency) && !allowed.contains(&dependency) {
+        let floor = FLOORS.iter().find(|(floor, _)| name == Some(floor));
+        for (line, table, dependency) in dependencies(&file.text) {
+            if TEST_CRATES.contains(&dependency) {
+                if !table.contains("dev-dependencies") {
+                    let message = format!("`{dependency}` is for tests: it may only be a development dependency");
+                    findings.push(Finding::new(path, line, message));
+                }
+            } else if let Some((floor, allowed)) = floor
+                && members.contains(dependency)
+                && !allowed.contains(&dependency)
+            {
                 let message =
                     format!("`{floor}` must not depend on `{dependency}`: a floor sees only the next lower one");
                 findings.push(Finding::new(path, line, message));
@@ -59,18 +70,19 @@ fn package_name(manifest: &str) -> Option<&str> {
     names.into_iter().next()
 }
 
-/// Everything that a manifest depends on, for building, testing or using it, on any platform, under its real name.
-fn dependencies(manifest: &str) -> impl Iterator<Item = (usize, &str)> {
+/// Everything that a manifest depends on, for building, testing or using it, on any platform: line, table, and real name.
+fn dependencies(manifest: &str) -> impl Iterator<Item = (usize, &str, &str)> {
     entries(manifest).filter_map(|(number, table, line)| {
         if let Some((_, name)) = table.rsplit_once("dependencies.") {
             // A table of its own: its header says the name, or a `package` key in it.
-            return if line.starts_with('[') { Some((number, name)) } else { renamed(line).map(|name| (number, name)) };
+            let name = if line.starts_with('[') { Some(name) } else { renamed(line) };
+            return name.map(|name| (number, table, name));
         }
         if !table.ends_with("dependencies") || table.starts_with("workspace") || line.starts_with('[') {
             return None;
         }
         let key = line.split(['=', '.', ' ']).next().unwrap_or(line).trim_matches('"');
-        Some((number, renamed(line).unwrap_or(key)))
+        Some((number, table, renamed(line).unwrap_or(key)))
     })
 }
 

@@ -24,7 +24,7 @@ fn good() -> Repository {
     put(&mut repository, "crates/ringport-cli/src/platform.rs", "#[cfg(unix)]\nfn signals() {}\n");
     put(&mut repository, "crates/ringport-engine/src/engine/mod.rs", "#[cfg(target_os = \"linux\")]\nmod uring;\n");
     put(&mut repository, "crates/ringport-engine/src/engine/platform.rs", "#[cfg(windows)]\nfn f() {}\n");
-    for engine in ["uring", "readiness", "sim"] {
+    for engine in ["uring", "readiness", "iocp", "rio", "sim"] {
         for file in ["mod", "accept", "connect", "receive", "send", "close", "wait"] {
             put(&mut repository, &format!("crates/ringport-engine/src/engine/{engine}/{file}.rs"), "");
         }
@@ -132,6 +132,18 @@ fn an_ignored_test_without_a_reason() {
 }
 
 #[test]
+fn a_crate_for_tests_in_a_program() {
+    let text = |name: &str, table: &str| format!("[package]\nname = \"{name}\"\n[{table}]\nrio-standin = \"1\"\n");
+    let message = "may only be a development dependency";
+    refused("crates/ringport-engine/Cargo.toml", &text("ringport-engine", "dependencies"), 4, message);
+    refused("crates/other/Cargo.toml", &text("other", "target.'cfg(windows)'.dependencies"), 4, message);
+    accepted("crates/ringport-engine/Cargo.toml", &text("ringport-engine", "dev-dependencies"));
+    let own = "[package]\nname = \"ringport-engine\"\n[dev-dependencies.rio-standin]\npath = \"x\"\n";
+    accepted("crates/ringport-engine/Cargo.toml", own);
+    accepted("crates/rio-standin/src/lib.rs", "#[cfg(windows)]\nunsafe fn f() {}\n");
+}
+
+#[test]
 fn a_floor_that_looks_up_or_past_the_next() {
     let engine = "crates/ringport-engine/Cargo.toml";
     let package = "[package]\nname = \"ringport-engine\"\n";
@@ -157,7 +169,7 @@ fn an_engine_without_its_twin() {
     assert_eq!(said[0].path, "crates/ringport-engine/src/engine/sim/send.rs");
     repository.files.retain(|path, _| !path.contains("/uring/"));
     assert_eq!(check(&repository).len(), 1 + 7);
-    let new = said_with("crates/ringport-engine/src/engine/iocp/mod.rs", "");
+    let new = said_with("crates/ringport-engine/src/engine/another/mod.rs", "");
     assert_eq!(new.len(), 6, "a new engine needs the same files: {new:?}");
     accepted("crates/ringport-engine/src/engine/uring/ring.rs", "");
 }

@@ -76,7 +76,7 @@ fn every_engine(options: &Bench) -> Result<Vec<Row>, Failure> {
 /// One engine: its own server if none was named, the load, and the end of both.
 fn measure(options: &Bench, kind: Option<EngineKind>) -> Result<Row, Failure> {
     let Some(address) = &options.address else {
-        let server = Server::new().engine(kind).workers(options.workers);
+        let server = Server::new().engine(kind).engine_config(options.engine_config()).workers(options.workers);
         let server = server.listen("127.0.0.1:0", || Echo { refused_above: None }).start()?;
         let address =
             server.addresses().first().cloned().ok_or_else(|| Failure("the own server has no address".into()))?;
@@ -120,6 +120,7 @@ impl<'a> Driver<'a> {
             .linger(CLOSING / 2);
         let client = Client::new()
             .engine(kind)
+            .engine_config(options.engine_config())
             .workers(options.workers)
             .tick(load::TICK)
             .connect_with(to, options.connections, SocketOptions::default(), connection, make)

@@ -2,18 +2,22 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::program::{Server, check_echo, engines, pattern};
+use crate::program::{Server, both_apis, check_echo, engines, pattern};
+use crate::system::raise_descriptors;
 
-#[test]
+both_apis! {
+    a_thousand_connections_lose_nothing,
+    unread_input_does_not_destroy_what_was_echoed,
+    a_second_signal_ends_at_once,
+}
+
 fn a_thousand_connections_lose_nothing() {
     const CONNECTIONS: usize = 1000;
     const BYTES: usize = 10_000;
-    let raised = Command::new("prlimit").args(["--pid", &std::process::id().to_string(), "--nofile=4096:"]).status();
-    if !raised.is_ok_and(|status| status.success()) {
+    if !raise_descriptors(4096) {
         eprintln!("skipped: this process may not open {CONNECTIONS} connections");
         return;
     }
@@ -27,7 +31,7 @@ fn a_thousand_connections_lose_nothing() {
         for (number, stream) in streams.iter_mut().enumerate() {
             stream.write_all(&data[number..][..BYTES]).expect("it takes data");
         }
-        server.program.signal("TERM");
+        server.program.terminate();
         let started = Instant::now();
         for (number, mut stream) in streams.into_iter().enumerate() {
             let mut back = Vec::new();
@@ -40,7 +44,6 @@ fn a_thousand_connections_lose_nothing() {
     }
 }
 
-#[test]
 fn unread_input_does_not_destroy_what_was_echoed() {
     for engine in engines() {
         let mut server = Server::start(&["echo", "--engine", engine, "--drain", "0"]);
@@ -54,7 +57,7 @@ fn unread_input_does_not_destroy_what_was_echoed() {
             let _ = writer.write_all(&sent);
         });
         thread::sleep(Duration::from_millis(300));
-        server.program.signal("TERM");
+        server.program.terminate();
         thread::sleep(Duration::from_millis(200));
         let mut back = Vec::new();
         let mut piece = vec![0; 64 * 1024];
@@ -77,16 +80,15 @@ fn unread_input_does_not_destroy_what_was_echoed() {
     }
 }
 
-#[test]
 fn a_second_signal_ends_at_once() {
     let mut server = Server::start(&["echo", "--drain", "60s"]);
     let mut stream = server.connect();
     check_echo(&mut stream, b"up");
-    server.program.signal("INT");
+    server.program.interrupt();
     // This peer never answers the FIN, so that the server lingers.
     assert_eq!(stream.read(&mut [0; 16]).expect("the server closes its side"), 0);
     let started = Instant::now();
-    server.program.signal("TERM");
+    server.program.terminate();
     assert_eq!(server.program.exit_code(), 1);
     assert!(started.elapsed() < Duration::from_secs(2));
     assert!(server.program.errors().contains("second signal"), "{}", server.program.errors());

@@ -9,24 +9,20 @@ use std::time::{Duration, Instant};
 
 use socket2::SockRef;
 
-use crate::program::{Server, check_echo, engines, pattern};
+use crate::program::{Server, both_apis, check_echo, engines, pattern, probe};
+use crate::system::{ACCEPTS_WHAT_WAS_RESET, resident_kib};
 
-/// Runs an echo on `stream` until it is told to stop, and returns the number of messages and the slowest.
-fn probe(mut stream: TcpStream, stop: Arc<AtomicBool>) -> thread::JoinHandle<(usize, Duration)> {
-    thread::spawn(move || {
-        let (mut messages, mut slowest) = (0, Duration::ZERO);
-        while !stop.load(Ordering::Relaxed) {
-            let started = Instant::now();
-            check_echo(&mut stream, b"are you well?");
-            slowest = slowest.max(started.elapsed());
-            messages += 1;
-            thread::sleep(Duration::from_millis(1));
-        }
-        (messages, slowest)
-    })
+both_apis! {
+    resets_at_any_moment,
+    a_peer_that_never_reads_costs_bounded_memory,
 }
 
-#[test]
+/// A number in the last line of a server.
+fn count(errors: &str, name: &str) -> u64 {
+    let number = errors.split(&format!(" {name}")).nth(1).and_then(|rest| rest.split_whitespace().next());
+    number.and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("no {name} in {errors}"))
+}
+
 fn resets_at_any_moment() {
     for engine in engines() {
         let mut server = Server::start(&["echo", "--engine", engine]);
@@ -53,11 +49,14 @@ fn resets_at_any_moment() {
         let (messages, slowest) = healthy.join().expect("the healthy peer was served");
         assert!(messages > 10 && slowest < Duration::from_secs(1), "{engine}: {messages}, slowest {slowest:?}");
         assert_eq!(server.stop(), 0, "{engine}: {}", server.program.errors());
-        assert!(server.program.errors().contains("accepted=201"), "{engine}: {}", server.program.errors());
+        // Elsewhere than on Linux the system may drop what was reset before it was accepted, and tell nobody.
+        let errors = server.program.errors();
+        let counted = count(&errors, "accepted=") + count(&errors, "accepts_failed=");
+        let least = if ACCEPTS_WHAT_WAS_RESET { 201 } else { 2 };
+        assert!((least..=201).contains(&counted), "{engine}: {counted}: {errors}");
     }
 }
 
-#[test]
 fn a_peer_that_never_reads_costs_bounded_memory() {
     for engine in engines() {
         for service in ["echo", "generate"] {
@@ -76,9 +75,9 @@ fn a_peer_that_never_reads_costs_bounded_memory() {
                     }
                 }
             };
-            let before = server.program.resident_kib();
+            let before = resident_kib(server.program.id());
             deaf.iter().for_each(fill);
-            let after = server.program.resident_kib();
+            let after = resident_kib(server.program.id());
             // Each may hold the high mark and what was received before the pause; the pool itself is 8 MiB.
             assert!(after < before + 16 * 1024, "{engine}, {service}: {before} KiB, then {after} KiB");
             if service == "echo" {

@@ -4,11 +4,21 @@
 
 mod bench;
 mod connect;
+#[cfg(unix)]
+mod crowd;
 mod denied;
 mod drain;
+#[cfg(unix)]
+mod files;
 mod hostile;
 mod program;
 mod serve;
+#[cfg(unix)]
 mod starved;
+#[cfg_attr(unix, path = "system/unix.rs")]
+#[cfg_attr(windows, path = "system/windows.rs")]
+mod system;
 mod udp;
+#[cfg(unix)]
+mod unix;
 mod usage;

@@ -1,23 +1,28 @@
 //! Running the binary, and what the tests need around it.
 
-use std::fs;
+use std::cell::Cell;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::system;
+
 /// Longest time that anything single may take.
-pub(crate) const LIMIT: Duration = Duration::from_secs(20);
+pub(crate) const LIMIT: Duration = system::LIMIT;
 
 /// The binary under test.
 pub(crate) fn ringport() -> Command {
-    Command::new(env!("CARGO_BIN_EXE_ringport"))
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ringport"));
+    system::prepare(&mut command);
+    command
 }
 
 /// Longest time that a program may run. Beyond, it is killed, so that whoever reads from it sees the end and fails.
-const PROGRAM_LIMIT: Duration = Duration::from_secs(40);
+const PROGRAM_LIMIT: Duration = Duration::from_secs(2 * LIMIT.as_secs());
 
 /// A running program. Killed when dropped, and when its time is over.
 pub(crate) struct Program {
@@ -75,9 +80,18 @@ impl Program {
         self.id
     }
 
-    pub(crate) fn signal(&self, name: &str) {
-        let sent = Command::new("kill").args([format!("-{name}"), self.id().to_string()]).status();
-        assert!(sent.expect("kill runs").success(), "the program has ended already: {}", self.errors());
+    /// Asks it to end as a user does.
+    pub(crate) fn interrupt(&self) {
+        self.asked(system::interrupt(self.id));
+    }
+
+    /// Asks it to end as a service manager does.
+    pub(crate) fn terminate(&self) {
+        self.asked(system::terminate(self.id));
+    }
+
+    fn asked(&self, outcome: Result<(), String>) {
+        outcome.unwrap_or_else(|error| panic!("the program has ended already: {error}: {}", self.errors()));
     }
 
     /// Waits for its end and returns its exit code.
@@ -94,22 +108,6 @@ impl Program {
             reader.join().expect("standard error was read");
         }
         status.code().unwrap_or_else(|| panic!("it was killed: {status}: {}", self.errors()))
-    }
-
-    /// Resident memory in KiB.
-    pub(crate) fn resident_kib(&self) -> u64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.id())).expect("the process lives");
-        let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("it has memory");
-        line.split_whitespace().nth(1).and_then(|kib| kib.parse().ok()).expect("a number")
-    }
-
-    /// Processor time so far.
-    pub(crate) fn cpu(&self) -> Duration {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.id())).expect("the process lives");
-        let (_, fields) = stat.rsplit_once(')').expect("the name is in parentheses");
-        let ticks: u64 =
-            fields.split_whitespace().skip(11).take(2).map(|field| field.parse::<u64>().expect("ticks")).sum();
-        Duration::from_millis(ticks * 10)
     }
 }
 
@@ -151,9 +149,38 @@ pub(crate) fn run_with_input(args: &[&str], input: &[u8]) -> Output {
     let code = program.exit_code();
     writer.join().expect("input was written");
     let stdout = reader.join().expect("output was read");
-    let status = std::os::unix::process::ExitStatusExt::from_raw(code << 8);
+    let status = system::exit_status(code);
     Output { status, stdout, stderr: program.errors().into_bytes() }
 }
+
+thread_local! {
+    /// What the servers of this test are written with: see [`with_api`].
+    static API: Cell<&'static str> = const { Cell::new("handler") };
+}
+
+/// Runs a test with servers of this API.
+pub(crate) fn with_api(api: &'static str, test: fn()) {
+    API.set(api);
+    test();
+}
+
+/// Makes two tests of each function: one for each API that a server can be written with.
+macro_rules! both_apis {
+    ($($name:ident),* $(,)?) => {
+        $(mod $name {
+            #[test]
+            fn handler() {
+                crate::program::with_api("handler", super::$name);
+            }
+
+            #[test]
+            fn tasks() {
+                crate::program::with_api("async", super::$name);
+            }
+        })*
+    };
+}
+pub(crate) use both_apis;
 
 /// A server under test.
 pub(crate) struct Server {
@@ -163,10 +190,11 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Runs `ringport serve` with `args` on a free port of 127.0.0.1, unless they say where to listen.
+    /// Runs `ringport serve` with `args` on a free port of 127.0.0.1, unless they say where to listen, with the API of the
+    /// test.
     pub(crate) fn start(args: &[&str]) -> Self {
         let mut command = ringport();
-        command.arg("serve").args(args);
+        command.arg("serve").args(args).args(["--api", API.get()]);
         let listeners = args.iter().filter(|arg| **arg == "--listen").count();
         if listeners == 0 {
             command.args(["--listen", "127.0.0.1:0"]);
@@ -203,9 +231,9 @@ impl Server {
         connect(self.address())
     }
 
-    /// Ends it with SIGTERM and returns its exit code.
+    /// Ends it as a service manager does and returns its exit code.
     pub(crate) fn stop(&mut self) -> i32 {
-        self.program.signal("TERM");
+        self.program.terminate();
         self.program.exit_code()
     }
 }
@@ -229,6 +257,21 @@ pub(crate) fn check_echo(stream: &mut (impl Read + Write), data: &[u8]) {
     let mut back = vec![0; data.len()];
     stream.read_exact(&mut back).expect("the data comes back");
     assert!(back == data, "the echo differs");
+}
+
+/// Runs an echo on `stream` until it is told to stop, and returns the number of messages and the slowest.
+pub(crate) fn probe(mut stream: TcpStream, stop: Arc<AtomicBool>) -> thread::JoinHandle<(usize, Duration)> {
+    thread::spawn(move || {
+        let (mut messages, mut slowest) = (0, Duration::ZERO);
+        while !stop.load(Ordering::Relaxed) {
+            let started = Instant::now();
+            check_echo(&mut stream, b"are you well?");
+            slowest = slowest.max(started.elapsed());
+            messages += 1;
+            thread::sleep(Duration::from_millis(1));
+        }
+        (messages, slowest)
+    })
 }
 
 /// Bytes in which every position can be told from its neighbours.

@@ -2,14 +2,25 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
-use std::os::unix::net::UnixStream;
-use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::program::{LIMIT, Server, address_of, check_echo, connect, engines, pattern, temporary};
+use crate::program::{LIMIT, Server, address_of, both_apis, check_echo, connect, engines, pattern};
 
-#[test]
+both_apis! {
+    echo_on_each_engine,
+    several_listeners,
+    a_port_in_use_is_refused,
+    generate_counts_and_discard_swallows,
+    what_is_over_the_limit_waits_and_loses_nothing,
+    half_close_with_data_pending_both_ways,
+    a_silent_connection_is_closed_at_the_idle_timeout,
+    the_limit_of_connections_holds,
+    refusals_are_told_by_their_reason_at_the_end,
+    a_rate_of_received_bytes_slows_and_loses_nothing,
+    the_least_loaded_worker_gets_the_connection,
+}
+
 fn echo_on_each_engine() {
     for engine in engines() {
         let mut server = Server::start(&["echo", "--engine", engine, "--workers", "2"]);
@@ -37,27 +48,15 @@ fn echo_on_each_engine() {
     }
 }
 
-#[test]
 fn several_listeners() {
-    let path = temporary("several.sock");
-    let unix = format!("unix:{path}");
-    let engine = engines()[0].as_str();
-    let mut server =
-        Server::start(&["echo", "--listen", "127.0.0.1:0", "--listen", "[::1]:0", "--listen", &unix, "--workers", "2"]);
+    let mut server = Server::start(&["echo", "--listen", "127.0.0.1:0", "--listen", "[::1]:0", "--workers", "2"]);
     assert!(server.lines[0].starts_with("listening tcp 127.0.0.1:"), "{:?}", server.lines);
     assert!(server.lines[1].starts_with("listening tcp [::1]:"), "{:?}", server.lines);
-    assert_eq!(server.lines[2], format!("listening unix {path} engine={engine} workers=2"));
     check_echo(&mut connect(address_of(&server.lines[0])), b"four");
     check_echo(&mut connect(address_of(&server.lines[1])), b"six");
-    let mut local = UnixStream::connect(&path).expect("it listens on the file");
-    local.set_read_timeout(Some(LIMIT)).expect("a timeout can be set");
-    check_echo(&mut local, b"file");
-    drop(local);
     assert_eq!(server.stop(), 0);
-    assert!(!Path::new(&path).exists(), "the socket file is gone");
 }
 
-#[test]
 fn a_port_in_use_is_refused() {
     let server = Server::start(&["echo"]);
     let address = server.address().to_string();
@@ -68,7 +67,6 @@ fn a_port_in_use_is_refused() {
     check_echo(&mut server.connect(), b"the first goes on");
 }
 
-#[test]
 fn generate_counts_and_discard_swallows() {
     for engine in engines() {
         for limit in ["10MiB", "4k"] {
@@ -91,11 +89,12 @@ fn generate_counts_and_discard_swallows() {
     }
 }
 
-#[test]
-fn a_refused_send_waits_and_loses_nothing() {
+fn what_is_over_the_limit_waits_and_loses_nothing() {
     for engine in engines() {
-        for limit in ["1k", "10k", "100k"] {
-            let server = Server::start(&["echo", "--engine", engine, "--send-limit", limit, "--over-limit", "refuse"]);
+        for (limit, policy) in
+            [("1k", "refuse"), ("10k", "refuse"), ("100k", "refuse"), ("1k", "wait"), ("100k", "wait")]
+        {
+            let server = Server::start(&["echo", "--engine", engine, "--send-limit", limit, "--over-limit", policy]);
             let mut stream = server.connect();
             let data = pattern(8 << 20);
             let (sent, mut writer) = (data.clone(), stream.try_clone().expect("a second handle"));
@@ -107,12 +106,11 @@ fn a_refused_send_waits_and_loses_nothing() {
             let mut back = Vec::new();
             stream.read_to_end(&mut back).expect("it comes back, then the end");
             sender.join().expect("all was sent");
-            assert!(back == data, "{engine}, {limit}: {} of {} bytes", back.len(), data.len());
+            assert!(back == data, "{engine}, {limit}, {policy}: {} of {} bytes", back.len(), data.len());
         }
     }
 }
 
-#[test]
 fn half_close_with_data_pending_both_ways() {
     for engine in engines() {
         let server = Server::start(&["echo", "--engine", engine]);
@@ -132,7 +130,6 @@ fn half_close_with_data_pending_both_ways() {
     }
 }
 
-#[test]
 fn a_silent_connection_is_closed_at_the_idle_timeout() {
     for engine in engines() {
         let server = Server::start(&["echo", "--engine", engine, "--idle-timeout", "300ms"]);
@@ -153,7 +150,6 @@ fn a_silent_connection_is_closed_at_the_idle_timeout() {
     }
 }
 
-#[test]
 fn the_limit_of_connections_holds() {
     for engine in engines() {
         let server = Server::start(&["echo", "--engine", engine, "--max-connections", "3"]);
@@ -182,7 +178,41 @@ fn the_limit_of_connections_holds() {
     }
 }
 
-#[test]
+/// Whether the server answers on `stream`.
+fn answers(stream: &mut TcpStream) -> bool {
+    stream.write_all(b"?").is_ok() && stream.read_exact(&mut [0; 1]).is_ok()
+}
+
+fn refusals_are_told_by_their_reason_at_the_end() {
+    for engine in engines() {
+        for (option, reason) in [("--max-per-address", "refused_by_address=1"), ("--accept-rate", "refused_by_rate=1")]
+        {
+            let mut server = Server::start(&["echo", "--engine", engine, option, "2"]);
+            let mut inside = [server.connect(), server.connect()];
+            assert!(!answers(&mut server.connect()), "{engine} {option}: one too many");
+            assert!(inside.iter_mut().all(answers), "{engine} {option}");
+            drop(inside);
+            assert_eq!(server.stop(), 0);
+            let errors = server.program.errors();
+            assert!(errors.contains("refused=1") && errors.contains(reason), "{engine}: {errors}");
+        }
+    }
+}
+
+fn a_rate_of_received_bytes_slows_and_loses_nothing() {
+    for engine in engines() {
+        let mut server = Server::start(&["discard", "--engine", engine, "--receive-rate", "20M"]);
+        let started = Instant::now();
+        let mut stream = server.connect();
+        stream.write_all(&pattern(60 << 20)).expect("it takes everything");
+        stream.shutdown(Shutdown::Write).expect("a half-close");
+        assert_eq!(stream.read(&mut [0; 16]).expect("an end in order"), 0);
+        assert!(started.elapsed() > Duration::from_millis(1500), "{engine}: {:?}", started.elapsed());
+        assert_eq!(server.stop(), 0);
+        assert!(server.program.errors().contains("received_bytes=62914560"), "{}", server.program.errors());
+    }
+}
+
 fn the_least_loaded_worker_gets_the_connection() {
     let server = Server::start(&["echo", "--workers", "2", "--spread", "least-loaded"]);
     let mut streams: Vec<TcpStream> = (0..20).map(|_| server.connect()).collect();

@@ -3,6 +3,7 @@
 use std::net::TcpListener;
 
 use crate::program::{engines, run};
+use crate::system::FOREIGN_ENGINE;
 
 #[test]
 fn wrong_usage_exits_2_with_one_line() {
@@ -16,7 +17,10 @@ fn wrong_usage_exits_2_with_one_line() {
         (&["serve", "echo", "--send-limit", "1"], "at least 1KiB"),
         (&["serve", "echo", "--idle-timeout", "soon"], "a number is missing"),
         (&["serve", "echo", "--log", "loud"], "the levels are"),
+        (&["serve", "echo", "--spin", "1s"], "at most 10ms"),
         (&["serve", "dance"], "dance"),
+        (&["serve", "echo", "."], "only files serves a folder"),
+        (&["serve", "files", ".", "--api", "async"], "handlers only"),
         (&["connect"], "<ADDR>"),
         (&["connect", "here"], "there is no port"),
         (&["bench", "--size", "9..1"], "9 is more than 1"),
@@ -37,14 +41,15 @@ fn wrong_usage_exits_2_with_one_line() {
 fn failures_exit_1_and_say_why() {
     let taken = TcpListener::bind("127.0.0.1:0").expect("a port is free");
     let taken = taken.local_addr().expect("it has an address").to_string();
+    let (foreign, home) = FOREIGN_ENGINE;
     for (args, words) in [
         (&["serve", "echo", "--listen", &taken][..], &[taken.as_str(), "choose another port"][..]),
         (&["serve", "echo", "--workers", "2", "--listen", &taken], &[&taken, "choose another port"]),
         (&["serve", "echo", "--listen", "192.0.2.1:7"], &["192.0.2.1:7", "no such address"]),
-        (&["serve", "echo", "--engine", "rio"], &["rio", "only on Windows", "--engine auto"]),
+        (&["serve", "echo", "--engine", foreign], &[foreign, home, "--engine auto"]),
         (&["serve", "echo", "--engine", "sim"], &["sim", "tests"]),
-        (&["connect", "127.0.0.1:1", "--engine", "rio"], &["rio", "only on Windows"]),
-        (&["bench", "--engine", "rio"], &["rio", "only on Windows"]),
+        (&["connect", "127.0.0.1:1", "--engine", foreign], &[foreign, home]),
+        (&["bench", "--engine", foreign], &[foreign, home]),
     ] {
         let output = run(args);
         let errors = String::from_utf8(output.stderr).expect("text");
@@ -85,5 +90,24 @@ fn engines_lists_every_name_and_marks_one() {
     let table = run(&["engines"]);
     let table = String::from_utf8(table.stdout).expect("text");
     assert!(table.lines().any(|line| line.starts_with(&format!("* {}", engines()[0]))), "{table}");
-    assert!(table.contains("rio        unavailable  exists only on Windows"), "{table}");
+    let (foreign, home) = FOREIGN_ENGINE;
+    assert!(table.contains(&format!("{foreign:<10} unavailable  exists {home}")), "{table}");
+}
+
+/// An engine that this platform knows and this machine refuses (`rio` under Wine is one) says why, and what to do.
+#[test]
+fn a_refused_engine_says_why() {
+    let output = run(&["engines", "--json"]);
+    let rows: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    for row in rows.as_array().expect("a list") {
+        let (name, detail) = (row["name"].as_str().expect("a name"), row["detail"].as_str().expect("a reason"));
+        if row["available"] == true || detail.starts_with("exists only") {
+            continue;
+        }
+        let output = run(&["serve", "echo", "--listen", "127.0.0.1:0", "--engine", name]);
+        let errors = String::from_utf8(output.stderr).expect("text");
+        assert_eq!(output.status.code(), Some(1), "{errors}");
+        assert!(errors.contains(&format!("engine {name} is not available: ")) && errors.contains(detail), "{errors}");
+        assert!(name != "rio" || detail.contains("Windows 8"), "{detail}");
+    }
 }

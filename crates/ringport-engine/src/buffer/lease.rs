@@ -4,6 +4,7 @@ use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 
@@ -21,8 +22,25 @@ pub struct Buf {
 }
 
 enum Memory {
-    Slot { pool: Rc<Shared>, slot: SlotId },
+    Slot {
+        pool: Rc<Shared>,
+        slot: SlotId,
+    },
     Heap(Box<[u8]>),
+    /// Boxed, since it is rare and every buffer has room for the largest of these.
+    CopiedOut(Box<CopiedOut>),
+}
+
+/// Received bytes that were copied out of a slot because slots ran low. The pool counts how many of them are held.
+struct CopiedOut {
+    data: Box<[u8]>,
+    region: Arc<Region>,
+}
+
+impl Drop for CopiedOut {
+    fn drop(&mut self) {
+        self.region.copied_out_bytes.fetch_sub(self.data.len() as u64, Ordering::Relaxed);
+    }
 }
 
 impl Buf {
@@ -37,6 +55,25 @@ impl Buf {
     pub fn copied(data: &[u8]) -> Self {
         let end = u32::try_from(data.len()).expect("a buffer is smaller than 4 GiB");
         Self { memory: Memory::Heap(data.into()), start: 0, end }
+    }
+
+    /// A copy of `data` that `region` counts as long as it is held, on whatever thread.
+    pub(super) fn copied_out(region: &Arc<Region>, data: &[u8]) -> Self {
+        let end = u32::try_from(data.len()).expect("a buffer is smaller than 4 GiB");
+        region.copied_out_bytes.fetch_add(data.len() as u64, Ordering::Relaxed);
+        let copy = CopiedOut { data: data.into(), region: Arc::clone(region) };
+        Self { memory: Memory::CopiedOut(Box::new(copy)), start: 0, end }
+    }
+
+    /// An empty buffer with room for `bytes`, in memory of its own, outside every pool.
+    ///
+    /// # Panics
+    ///
+    /// If `bytes` is 4 GiB or more.
+    #[must_use]
+    pub fn with_capacity(bytes: usize) -> Self {
+        assert!(u32::try_from(bytes).is_ok(), "a buffer is smaller than 4 GiB");
+        Self { memory: Memory::Heap(vec![0; bytes].into()), start: 0, end: 0 }
     }
 
     /// Bytes that fit behind the filled part.
@@ -85,6 +122,7 @@ impl Buf {
                 Bytes::from_owner(Remote { region: Arc::clone(&pool.region), slot, start, end })
             }
             Memory::Heap(heap) => Bytes::from(heap).slice(start..end),
+            Memory::CopiedOut(copy) => Bytes::from_owner(RemoteCopy { copy, start, end }),
         }
     }
 
@@ -114,6 +152,7 @@ impl Buf {
         match &self.memory {
             Memory::Slot { pool, slot } => pool.region.slot_bytes(*slot) as usize,
             Memory::Heap(heap) => heap.len(),
+            Memory::CopiedOut(copy) => copy.data.len(),
         }
     }
 
@@ -126,6 +165,7 @@ impl Buf {
                 unsafe { std::slice::from_raw_parts_mut(region.slot_address(*slot), region.slot_bytes(*slot) as usize) }
             }
             Memory::Heap(heap) => heap,
+            Memory::CopiedOut(copy) => &mut copy.data,
         }
     }
 }
@@ -142,6 +182,7 @@ impl Deref for Buf {
                 std::slice::from_raw_parts(pool.region.slot_address(*slot).add(start), len)
             },
             Memory::Heap(heap) => &heap[start..start + len],
+            Memory::CopiedOut(copy) => &copy.data[start..start + len],
         }
     }
 }
@@ -195,5 +236,18 @@ impl AsRef<[u8]> for Remote {
 impl Drop for Remote {
     fn drop(&mut self) {
         self.region.give_back(self.slot);
+    }
+}
+
+/// A copy that left its thread.
+struct RemoteCopy {
+    copy: Box<CopiedOut>,
+    start: usize,
+    end: usize,
+}
+
+impl AsRef<[u8]> for RemoteCopy {
+    fn as_ref(&self) -> &[u8] {
+        &self.copy.data[self.start..self.end]
     }
 }

@@ -11,16 +11,20 @@
 //! Slots are handed out last-in first-out, so that the ones in use stay in the processor's cache.
 
 mod chunk;
+mod file;
 mod lease;
 mod pool;
 mod queue;
+mod shortage;
 #[cfg(test)]
 mod tests;
 
 pub use chunk::Chunk;
+pub use file::FileRange;
+#[allow(unused_imports, reason = "only engines that send from files need it")]
+pub(crate) use file::truncated;
 pub use lease::Buf;
 pub(crate) use pool::SlotClass;
-#[allow(unused_imports, reason = "only io_uring lends slots to the kernel")]
 pub(crate) use pool::SlotId;
 pub use pool::{Pool, PoolConfig, PoolStats};
 pub use queue::SendQueue;

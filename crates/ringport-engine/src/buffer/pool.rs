@@ -14,11 +14,13 @@ use std::fmt;
 use std::ptr::NonNull;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crossbeam_queue::ArrayQueue;
 
 use super::Buf;
+use super::shortage::Shortage;
+use crate::engine::contract::Waker;
 
 const PAGE_BYTES: usize = 4096;
 
@@ -128,7 +130,10 @@ pub(super) struct Region {
     config: PoolConfig,
     /// Slots that other threads dropped.
     returned: ArrayQueue<u32>,
-    returned_count: AtomicU32,
+    /// Bytes of the copies that were made because slots ran low, as long as somebody holds them.
+    pub(super) copied_out_bytes: AtomicU64,
+    /// How many those are, and whether an engine waits for one.
+    shortage: Shortage<Waker>,
 }
 
 // SAFETY: the region is plain memory. Every access goes through a lease of one slot, leases are unique, and what is
@@ -151,7 +156,8 @@ impl Region {
         // SAFETY: the padding is at most the page that was added.
         let base = unsafe { allocation.add(padding) };
         let returned = ArrayQueue::new((config.small_slots + config.large_slots) as usize);
-        Self { allocation, base, layout, config, returned, returned_count: AtomicU32::new(0) }
+        let copied_out_bytes = AtomicU64::new(0);
+        Self { allocation, base, layout, config, returned, shortage: Shortage::new(), copied_out_bytes }
     }
 
     pub(super) fn slot_bytes(&self, slot: SlotId) -> u32 {
@@ -180,11 +186,13 @@ impl Region {
         unsafe { self.base.as_ptr().add(offset) }
     }
 
-    /// Gives a slot back from any thread.
+    /// Gives a slot back from any thread. Wakes the engine if it waits for one.
     pub(super) fn give_back(&self, slot: SlotId) {
         let pushed = self.returned.push(slot.0);
         debug_assert!(pushed.is_ok(), "the list has room for every slot");
-        self.returned_count.fetch_add(1, Ordering::Release);
+        if let Some(bell) = self.shortage.came_back() {
+            bell.wake();
+        }
     }
 }
 
@@ -296,6 +304,14 @@ impl Pool {
         self.0.copies.get()
     }
 
+    /// Bytes of such copies that somebody still holds, on any thread. The memory of the pool itself is fixed; this comes
+    /// on top of it.
+    #[must_use]
+    #[inline]
+    pub fn copied_out_bytes(&self) -> u64 {
+        self.0.region.copied_out_bytes.load(Ordering::Relaxed)
+    }
+
     /// An empty, writable buffer with room for at least `bytes`, or `None` when no free slot is that large or slots
     /// are running low. The caller then allocates; the last slots are kept for receiving.
     #[must_use]
@@ -333,7 +349,6 @@ impl Pool {
     }
 
     /// Takes a slot out of the free list for the kernel to fill later. It is neither free nor leased.
-    #[allow(dead_code, reason = "only io_uring lends slots to the kernel")]
     pub(crate) fn lend(&self, class: SlotClass) -> Option<SlotId> {
         let list = self.0.list(class);
         let slot = list.pop()?;
@@ -347,7 +362,6 @@ impl Pool {
     ///
     /// `slot` came from [`Pool::lend`] of this pool, has not been reclaimed since, and the kernel has let go of it.
     /// `bytes` is at most the size of the slot.
-    #[allow(dead_code, reason = "only io_uring lends slots to the kernel")]
     #[inline]
     pub(crate) unsafe fn reclaim(&self, slot: SlotId, bytes: u32) -> Buf {
         let list = self.0.list(self.0.region.class(slot));
@@ -358,10 +372,29 @@ impl Pool {
     }
 
     /// Address and size of a slot, for the kernel.
-    #[allow(dead_code, reason = "only io_uring lends slots to the kernel")]
     #[inline]
     pub(crate) fn slot_memory(&self, slot: SlotId) -> (*mut u8, u32) {
         (self.0.region.slot_address(slot), self.0.region.slot_bytes(slot))
+    }
+
+    /// Address and size of the memory of all slots, for an engine that registers it with the kernel. It begins with a page.
+    #[allow(dead_code, reason = "only rio registers the region")]
+    pub(crate) fn memory(&self) -> (*mut u8, usize) {
+        let region = &self.0.region;
+        (region.base.as_ptr(), region.layout.size() - PAGE_BYTES)
+    }
+
+    /// Received bytes that lie outside the pool, as a copy: in a slot, or in memory of its own when slots are low.
+    #[allow(dead_code, reason = "only rio receives outside the pool")]
+    pub(crate) fn copy_in(&self, data: &[u8]) -> Buf {
+        self.0.copies.set(self.0.copies.get() + 1);
+        match self.writable(data.len()) {
+            Some(mut buf) => {
+                buf.append(data);
+                buf
+            }
+            None => Buf::copied(data),
+        }
     }
 
     /// Free slots of a class, without those that other threads have just given back.
@@ -374,7 +407,7 @@ impl Pool {
     #[inline]
     pub(crate) fn collect(&self) {
         let region = &self.0.region;
-        if region.returned_count.load(Ordering::Acquire) > 0 {
+        if region.shortage.is_over() {
             self.collect_slowly();
         }
     }
@@ -382,10 +415,26 @@ impl Pool {
     #[cold]
     fn collect_slowly(&self) {
         let region = &self.0.region;
-        while let Some(slot) = region.returned.pop() {
-            region.returned_count.fetch_sub(1, Ordering::AcqRel);
+        // No more than were counted: one that is being given back just now counts itself in a moment.
+        while region.shortage.is_over()
+            && let Some(slot) = region.returned.pop()
+        {
+            region.shortage.taken_in();
             self.0.release(SlotId(slot));
         }
+    }
+
+    /// An engine with starved connections is about to sleep: a slot that another thread gives back rings `bell`. Returns
+    /// `false` if one is there already; then it must not sleep.
+    #[cold]
+    pub(crate) fn begin_shortage(&self, bell: &Waker) -> bool {
+        self.0.region.shortage.begin(bell)
+    }
+
+    /// The engine is awake again.
+    #[cold]
+    pub(crate) fn end_shortage(&self) {
+        self.0.region.shortage.end();
     }
 
     /// A copy of the received bytes if slots are low, otherwise `buf` itself.
@@ -397,7 +446,7 @@ impl Pool {
     #[cold]
     fn copy_out(&self, buf: Buf) -> Buf {
         self.0.copies.set(self.0.copies.get() + 1);
-        Buf::copied(&buf)
+        Buf::copied_out(&self.0.region, &buf)
     }
 }
 

@@ -4,6 +4,7 @@
 //! allocation; only bursts reach the growable part.
 
 use std::collections::VecDeque;
+use std::io;
 
 use super::{Buf, Chunk, Pool};
 
@@ -143,6 +144,29 @@ impl SendQueue {
             left -= length;
             self.pop();
         }
+    }
+
+    /// If the first piece is a file range, reads how it begins into a slot of `pool` (or, without one, into memory of its
+    /// own) and puts that in front: for a system that cannot send from a file by itself.
+    ///
+    /// # Errors
+    ///
+    /// As [`FileRange::read`](super::FileRange::read). The queue is as before then.
+    pub fn load_front(&mut self, pool: &Pool) -> io::Result<()> {
+        let Some(Chunk::File(range)) = &mut self.front else { return Ok(()) };
+        let most = range.len().min(pool.config().large_slot_bytes as usize);
+        let mut buf = pool.writable(most).unwrap_or_else(|| Buf::copied(&vec![0; most]));
+        buf.set_filled(most as u32);
+        let count = range.read(&mut buf)?;
+        buf.truncate(count);
+        range.advance(count);
+        self.bytes -= count as u64;
+        if range.is_empty() {
+            let rest = self.rest.as_mut().and_then(|rest| rest.pop_front());
+            self.front = rest;
+        }
+        self.push_front(buf.into());
+        Ok(())
     }
 
     /// Drops everything.

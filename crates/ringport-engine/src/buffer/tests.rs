@@ -422,3 +422,79 @@ proptest! {
         prop_assert_eq!(pool.stats().leased, 0, "every slot came back");
     }
 }
+
+#[test]
+fn a_buffer_of_its_own_is_filled_up_to_its_capacity() {
+    let mut buf = Buf::with_capacity(5);
+    assert!(buf.is_empty() && !buf.is_pooled());
+    assert_eq!((buf.append(b"abc"), buf.append(b"defg"), buf.spare()), (3, 2, 0));
+    assert_eq!(&buf[..], b"abcde");
+    assert_eq!(&buf.into_bytes()[..], b"abcde");
+}
+
+#[test]
+fn copies_are_counted_as_long_as_somebody_holds_them() {
+    let pool = small_pool();
+    let slots: Vec<Buf> = (0..7).map(|_| filled(&pool, SlotClass::Small, b"held")).collect();
+    let mut copy = pool.relieve(filled(&pool, SlotClass::Small, b"copied"), SlotClass::Small);
+    assert_eq!((copy.is_pooled(), pool.copied_out_bytes()), (false, 6));
+    copy.advance(2);
+    copy[0] = b'P';
+    let bytes = copy.into_bytes();
+    assert_eq!((&bytes[..], pool.copied_out_bytes()), (&b"Pied"[..], 6));
+    thread::spawn(move || drop(bytes)).join().expect("the other thread ends");
+    assert_eq!(pool.copied_out_bytes(), 0);
+    drop(pool.relieve(filled(&pool, SlotClass::Small, b"again"), SlotClass::Small));
+    assert_eq!(pool.copied_out_bytes(), 0);
+    drop(slots);
+}
+
+/// Every connection's queue has a chunk in it.
+#[test]
+fn a_chunk_is_small() {
+    assert!(size_of::<Chunk>() <= 40 && size_of::<Option<Chunk>>() <= 40, "{}", size_of::<Chunk>());
+}
+
+/// A file of the test's own, removed from the folder at once.
+fn file_with(name: &str, data: &[u8]) -> std::fs::File {
+    let path = std::env::temp_dir().join(format!("ringport-buffer-{}-{name}", std::process::id()));
+    std::fs::write(&path, data).unwrap();
+    let file = std::fs::File::open(&path).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    file
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "Miri keeps tests away from the folder of temporary files")]
+fn a_file_range_is_read_piece_by_piece() {
+    let pool = small_pool();
+    let data: Vec<u8> = (0..1000_u32).map(|at| at as u8).collect();
+    let mut queue = SendQueue::new();
+    queue.push(FileRange::new(file_with("pieces", &data), 100, 700));
+    queue.push(&b"behind"[..]);
+    queue.push_front(Chunk::from("before"));
+    queue.load_front(&pool).unwrap();
+    assert_eq!((queue.pieces(), queue.bytes()), (3, 712), "what is no file stays as it is");
+    assert!(queue.pop().is_some());
+    let mut read = Vec::new();
+    while !queue.is_empty() {
+        let before = queue.bytes();
+        queue.load_front(&pool).unwrap();
+        assert_eq!(queue.bytes(), before);
+        read.extend_from_slice(queue.pop().unwrap().as_slice());
+    }
+    assert_eq!(read, [&data[100..800], b"behind"].concat());
+    assert_eq!(pool.stats().leased, 0);
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "Miri keeps tests away from the folder of temporary files")]
+fn a_file_that_is_too_short_is_an_error_and_stays_queued() {
+    let pool = small_pool();
+    let mut queue = SendQueue::new();
+    queue.push(FileRange::new(file_with("short", b"0123456789"), 4, 20));
+    queue.load_front(&pool).unwrap();
+    assert_eq!(queue.pop().unwrap().as_slice(), b"456789");
+    assert_eq!(queue.load_front(&pool).unwrap_err().kind(), std::io::ErrorKind::UnexpectedEof);
+    assert_eq!((queue.pieces(), queue.bytes(), pool.stats().leased), (1, 14, 0));
+}

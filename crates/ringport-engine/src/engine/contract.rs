@@ -16,14 +16,18 @@
 //!    generation. Calls with a stale id do nothing (or return `NotFound` where they return something).
 //!    A connection that fails closes itself: bytes that arrived before the failure are delivered first if receiving is
 //!    `On`, then comes `Closed` with the error. The caller need not (but may) call `close`.
+//!    While receiving is `Paused`, an engine may notice a failure at once, and bytes that nobody received are lost then.
+//!    At the latest it notices when receiving goes on (those bytes come first) or when something is sent.
 //! 4. **One receive armed and one send in flight** per connection. A send may be vectored. While one is in
-//!    flight, `send` takes nothing; the caller calls it again after [`Event::Sent`].
+//!    flight, `send` takes nothing; the caller calls it again after [`Event::Sent`]. Before [`Event::Connected`] it takes
+//!    nothing either, and says so by no bytes and not `idle`; the caller calls it again after that event.
 //! 5. **`Sent` reports what the kernel took,** no more. A short send continues from its record. What never left comes
 //!    back with `Closed`.
 //! 6. **`Paused` is a wish:** what was already received still arrives, and nothing is dropped. `PeerClosed` comes after
 //!    all bytes before it, so that a paused connection may learn of it only when it goes on.
-//! 7. **No buffer for an idle connection.** Running out of buffers is transient: receiving goes on when one comes
-//!    back, and is never reported as an end of stream.
+//! 7. **No buffer for an idle connection,** except on Registered I/O, which must be given memory before the bytes come;
+//!    there they hold half of the pool's slots at most. Running out of buffers is transient: receiving goes on when one
+//!    comes back, on whatever thread that is, and is never reported as an end of stream. No timer looks for one.
 //! 8. **A failed accept never stops accepting.** Out of descriptors or memory, the engine backs off from
 //!    [`ACCEPT_BACKOFF_MIN`] to [`ACCEPT_BACKOFF_MAX`] and reports [`Event::AcceptFailed`]; a connection reset before
 //!    it was accepted is skipped and counted. Other sockets go on.
@@ -55,8 +59,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::{platform, system_options};
 use crate::buffer::{Buf, Chunk, Pool, SendQueue};
 use crate::id::{ConnId, ListenerId, UdpId};
+use crate::options::{OptionName, SocketOption, SocketRef, TcpInfo};
 use crate::socket::{SockAddr, Socket, SocketOptions};
 
 /// Longest time that dropping an engine waits for the kernel.
@@ -69,6 +75,8 @@ pub const ACCEPT_BACKOFF_MAX: Duration = Duration::from_millis(500);
 /// Datagrams that wait to be sent on one socket at most. At 64 bytes that is what four calls of the kernel take, and with
 /// the largest datagrams 64 MiB.
 pub const DATAGRAMS_QUEUED_MAX: usize = 1024;
+/// Longest time that a wait may poll before it parks, whatever [`EngineConfig::spin`] asks for.
+pub const SPIN_MAX: Duration = Duration::from_millis(10);
 
 /// A kernel interface, opened, used and dropped on one thread.
 pub trait Engine: Sized {
@@ -110,7 +118,8 @@ pub trait Engine: Sized {
     /// Says whether received bytes are wanted.
     fn receive(&mut self, conn: ConnId, want: Want);
 
-    /// Hands the front of `queue` to the kernel, unless a send is in flight already or the connection is closing.
+    /// Hands the front of `queue` to the kernel, unless a send is in flight already, the connection is closing or its
+    /// [`Event::Connected`] has not come yet.
     ///
     /// Says what the kernel took before this call returned. Unless that was everything the engine took out of the
     /// queue, the send is in flight and [`Event::Sent`] reports the rest, in one or more parts, the last with
@@ -156,6 +165,64 @@ pub trait Engine: Sized {
     /// Sends what the kernel takes at once and gives the socket up: no event of it follows but [`Event::UdpClosed`].
     fn close_udp(&mut self, udp: UdpId) {
         let _ = udp;
+    }
+
+    /// The system's socket of a connection, for the methods below. An engine whose connections are sockets of the system
+    /// supplies this one and inherits the others.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound` for a stale id, `Unsupported` where there is no such socket.
+    fn socket(&self, conn: ConnId) -> io::Result<SocketRef<'_>> {
+        let _ = conn;
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// An option of a connection.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound` for a stale id, `Unsupported` where the system has no such option, and what getsockopt(2) answers.
+    fn option(&self, conn: ConnId, name: OptionName) -> io::Result<SocketOption> {
+        SocketOption::read(&self.socket(conn)?.0, name)
+    }
+
+    /// Sets an option of a connection.
+    ///
+    /// # Errors
+    ///
+    /// As [`Engine::option`], `InvalidInput` for what would block the worker, and what setsockopt(2) answers.
+    fn set_option(&mut self, conn: ConnId, option: &SocketOption) -> io::Result<()> {
+        option.set(&self.socket(conn)?.0)
+    }
+
+    /// What TCP knows of a connection.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound` for a stale id, `Unsupported` but on Linux.
+    fn tcp_info(&self, conn: ConnId) -> io::Result<TcpInfo> {
+        system_options::tcp_info(&self.socket(conn)?.0)
+    }
+
+    /// Keeps urgent data of a connection in the stream (`SO_OOBINLINE`), lets received buffers end before it, and
+    /// [`Engine::at_mark`] tell where that is. Costs more for each receive, so that it has to be asked for.
+    ///
+    /// # Errors
+    ///
+    /// As [`Engine::set_option`].
+    fn watch_urgent(&mut self, conn: ConnId) -> io::Result<()> {
+        self.socket(conn)?.0.set_out_of_band_inline(true)
+    }
+
+    /// Whether the next byte to be received is the last that was sent as urgent (`SIOCATMARK`, see tcp(7)). Exact between
+    /// an [`Event::Received`] and the next event, after [`Engine::watch_urgent`].
+    ///
+    /// # Errors
+    ///
+    /// `NotFound` for a stale id, `Unsupported` where nothing is urgent: in the simulator, and for Unix sockets.
+    fn at_mark(&self, conn: ConnId) -> io::Result<bool> {
+        platform::at_mark(&self.socket(conn)?.0)
     }
 
     /// Submits what was asked for, and waits for events until `deadline` (`None`: without end). Returns at once while
@@ -312,7 +379,7 @@ pub enum Event {
         /// Datagrams that `send_to` took and the kernel did not.
         unsent: usize,
     },
-    /// A [`Waker`] rang.
+    /// A [`Waker`] rang, or another thread gave back a buffer that a connection waited for.
     Woken,
 }
 
@@ -356,6 +423,23 @@ pub struct EngineStats {
     pub datagrams_truncated: u64,
     /// Datagrams not sent, and peers reported unreachable.
     pub datagrams_failed: u64,
+    /// Among `calls`, those that take completions out of a port (Windows only, as the following ones). For rio also the
+    /// looks at its completion queue, which are no system calls and not among `calls`.
+    pub dequeues: u64,
+    /// Among `calls`, those that start to wait for bytes of one connection.
+    pub posts: u64,
+    /// Among `calls`, those that receive.
+    pub receives: u64,
+    /// Among `calls`, those that send.
+    pub sends: u64,
+    /// rio: among `posts` and `sends`, those that were not deferred, and with them all that were deferred before.
+    pub commits: u64,
+    /// rio: among `calls`, those that ask to be told when there are completions.
+    pub notifies: u64,
+    /// Waits that polled before they would have parked ([`EngineConfig::spin`]).
+    pub spins: u64,
+    /// Sends that the kernel made without a copy, or at least from the memory itself (io_uring only).
+    pub zero_copies: u64,
 }
 
 /// How an engine is opened.
@@ -368,6 +452,16 @@ pub struct EngineConfig {
     pub bytes_per_turn: usize,
     /// What of the kernel may be used.
     pub features: Features,
+    /// How rio learns of completions; other engines ignore it.
+    pub rio_completions: RioCompletions,
+    /// Polls for at most this long before a wait parks the thread, as long as recent waits were that short. It spares a
+    /// wake-up and costs processor time. Off if `None`, at most [`SPIN_MAX`]; the simulator and the engines
+    /// of Windows ignore it.
+    pub spin: Option<Duration>,
+    /// io_uring sends pieces of at least this many bytes without copying them into the kernel. Their memory is in use, and
+    /// counts as queued, until the peer has acknowledged them. Off if `None`: on loopback it was never cheaper, and on a
+    /// real device it has to be measured. Other engines ignore it.
+    pub zero_copy_above: Option<usize>,
     /// The network of the simulator; other engines ignore it.
     pub network: Option<crate::engine::sim::Network>,
     /// Buffers for received datagrams. They are reserved when the first datagram socket is bound, and touched as they are
@@ -385,11 +479,29 @@ impl Default for EngineConfig {
             events_per_turn: 4096,
             bytes_per_turn: 256 * 1024,
             features: Features::default(),
+            rio_completions: RioCompletions::default(),
+            spin: None,
+            zero_copy_above: None,
             network: None,
             datagram_slots: 256,
             datagram_bytes: 65_535,
         }
     }
+}
+
+/// How the engine on Registered I/O learns that requests have completed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum RioCompletions {
+    /// It looks, again and again, and never sleeps: lowest latency, and a whole core.
+    Polled,
+    /// It sleeps until an event is set.
+    Event,
+    /// It sleeps until a completion port has a packet, and asks for one before each wait.
+    Port,
+    /// It looks while there is work, and asks for a packet of the port only when there is none.
+    #[default]
+    Hybrid,
 }
 
 /// Kernel features that an engine may use where it finds them. All on by default; each can be masked, to test the
@@ -409,6 +521,12 @@ pub struct Features {
     pub defer_taskrun: bool,
     /// io_uring: no iowait accounting while idle (Linux 6.15).
     pub no_iowait: bool,
+    /// iocp: no packet for an operation that succeeds at once (where the provider of the socket allows it).
+    pub skip_on_success: bool,
+    /// Linux: sendfile(2) for ranges of files; otherwise they are read into slots.
+    pub sendfile: bool,
+    /// io_uring: sends without a copy (Linux 6.0), where [`EngineConfig::zero_copy_above`] asks for them.
+    pub zero_copy: bool,
     /// io_uring: multishot receive of datagrams into provided buffers (Linux 6.0); otherwise plain calls after a poll.
     pub multishot_recvmsg: bool,
     /// Many datagrams in one call: recvmmsg(2), sendmmsg(2) (Linux).
@@ -428,6 +546,9 @@ impl Default for Features {
             measured_receive: true,
             defer_taskrun: true,
             no_iowait: true,
+            skip_on_success: true,
+            sendfile: true,
+            zero_copy: true,
             multishot_recvmsg: true,
             mmsg: true,
             gso: true,

@@ -5,8 +5,8 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use super::platform::SEND_FLAGS;
-use crate::buffer::{Buf, Chunk, Pool, SendQueue, SlotClass};
+use super::platform::{self, SEND_FLAGS};
+use crate::buffer::{Buf, Chunk, Pool, SendQueue, SlotClass, truncated};
 
 /// Most pieces of one vectored send (`IOV_MAX` is 1,024 on Linux; beyond some tens there is nothing to gain).
 pub(crate) const PIECES_PER_SEND: usize = 64;
@@ -50,40 +50,142 @@ pub(crate) fn receive(fd: BorrowedFd<'_>, pool: &Pool, calls: &mut u64) -> Recei
     }
 }
 
-/// Sends the front of `queue` and takes what was sent out of it. Returns the bytes that the kernel took: less than
-/// was queued means that it takes no more now.
-///
-/// # Errors
-///
-/// What send(2) answers, but for `EAGAIN` (that is 0 bytes) and `EINTR` (tried again).
-#[inline]
-pub(crate) fn send(fd: BorrowedFd<'_>, queue: &mut SendQueue, calls: &mut u64) -> io::Result<usize> {
-    let mut total = 0;
-    loop {
-        *calls += 1;
-        let (count, asked) = match queue.front() {
-            None => return Ok(total),
-            Some(only) if queue.pieces() == 1 => {
-                let data = only.as_slice();
-                // SAFETY: `data` is borrowed for the call.
-                let count = unsafe { libc::send(fd.as_raw_fd(), data.as_ptr().cast(), data.len(), SEND_FLAGS) };
-                (count, data.len())
+/// What a send achieved.
+pub(crate) struct Sent {
+    /// Bytes that the kernel took; they are out of the queue.
+    pub(crate) bytes: usize,
+    pub(crate) then: Then,
+}
+
+/// Why a send stopped.
+pub(crate) enum Then {
+    /// The queue is empty.
+    Done,
+    /// The kernel takes no more now.
+    Full,
+    /// A file has had its share; the others come first.
+    Later,
+    /// The connection failed, or a file that is to be sent.
+    Failed(io::Error),
+}
+
+/// How plain sends are made on the sockets of an engine.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sender {
+    /// The sockets are blocking. Every call says otherwise, but sendfile(2) cannot.
+    pub(crate) blocking: bool,
+    /// sendfile(2) may be used.
+    pub(crate) sendfile: bool,
+}
+
+/// Most bytes of files that one connection sends before the others have their turn.
+const FILE_BYTES_PER_SEND: usize = 1 << 20;
+
+impl Sender {
+    /// Sends the front of `queue` and takes what was sent out of it, until all is sent or something is in the way.
+    #[inline]
+    pub(crate) fn send(self, fd: BorrowedFd<'_>, queue: &mut SendQueue, pool: &Pool, calls: &mut u64) -> Sent {
+        let mut bytes = 0;
+        loop {
+            *calls += 1;
+            let (count, asked) = match queue.front() {
+                None => return Sent { bytes, then: Then::Done },
+                Some(Chunk::File(_)) => {
+                    let file = self.send_file(fd, queue, pool, calls);
+                    bytes += file.bytes;
+                    match file.then {
+                        Then::Done => continue,
+                        then => return Sent { bytes, then },
+                    }
+                }
+                Some(Chunk::Urgent(byte)) => {
+                    let (address, flags) = (std::ptr::from_ref::<u8>(byte), SEND_FLAGS | libc::MSG_OOB);
+                    // SAFETY: the byte is borrowed for the call.
+                    (unsafe { libc::send(fd.as_raw_fd(), address.cast(), 1, flags) }, 1)
+                }
+                Some(only) if queue.pieces() == 1 => {
+                    let data = only.as_slice();
+                    // SAFETY: `data` is borrowed for the call.
+                    let count = unsafe { libc::send(fd.as_raw_fd(), data.as_ptr().cast(), data.len(), SEND_FLAGS) };
+                    (count, data.len())
+                }
+                Some(_) => send_vectored(fd, queue),
+            };
+            if count < 0 {
+                match io::Error::last_os_error() {
+                    error if error.kind() == io::ErrorKind::Interrupted => continue,
+                    error if is_not_yet(&error) => return Sent { bytes, then: Then::Full },
+                    error => return Sent { bytes, then: Then::Failed(error) },
+                }
             }
-            Some(_) => send_vectored(fd, queue),
-        };
-        if count < 0 {
-            match io::Error::last_os_error() {
-                error if error.kind() == io::ErrorKind::Interrupted => continue,
-                error if error.kind() == io::ErrorKind::WouldBlock => return Ok(total),
-                error => return if total > 0 { Ok(total) } else { Err(error) },
+            queue.consume(count as usize);
+            bytes += count as usize;
+            if (count as usize) < asked {
+                return Sent { bytes, then: Then::Full };
             }
-        }
-        queue.consume(count as usize);
-        total += count as usize;
-        if (count as usize) < asked || queue.is_empty() {
-            return Ok(total);
+            if queue.is_empty() {
+                return Sent { bytes, then: Then::Done };
+            }
         }
     }
+
+    /// Sends from the file in front of the queue. `Done` means that memory is in front now, or nothing.
+    #[inline(never)]
+    fn send_file(self, fd: BorrowedFd<'_>, queue: &mut SendQueue, pool: &Pool, calls: &mut u64) -> Sent {
+        let socket = socket2::SockRef::from(&fd);
+        let mut bytes = 0;
+        if self.blocking && self.sendfile {
+            // Nobody else looks at the socket meanwhile: operations read the flag when they start, on this thread.
+            if let Err(error) = socket.set_nonblocking(true) {
+                return Sent { bytes, then: Then::Failed(error) };
+            }
+        }
+        let mut then = loop {
+            let Some(Chunk::File(range)) = queue.front() else { break Then::Done };
+            if bytes >= FILE_BYTES_PER_SEND {
+                break Then::Later;
+            }
+            *calls += 1;
+            let sent = if self.sendfile {
+                platform::send_file(fd, range, FILE_BYTES_PER_SEND - bytes)
+            } else {
+                Err(io::ErrorKind::Unsupported.into())
+            };
+            match sent {
+                Ok(0) => break Then::Failed(truncated()),
+                Ok(count) => {
+                    queue.consume(count);
+                    bytes += count;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if is_not_yet(&error) => break Then::Full,
+                // Not every file can be sent from (see sendfile(2)), but every file can be read.
+                Err(error) if cannot_send(&error) => match queue.load_front(pool) {
+                    Ok(()) => break Then::Done,
+                    Err(error) => break Then::Failed(error),
+                },
+                Err(error) => break Then::Failed(error),
+            }
+        };
+        if self.blocking
+            && self.sendfile
+            && let Err(error) = socket.set_nonblocking(false)
+        {
+            then = Then::Failed(error);
+        }
+        Sent { bytes, then }
+    }
+}
+
+/// Whether there is no room now: also when the SYN of a connect that waited for data (TCP Fast Open) took none of it.
+fn is_not_yet(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::WouldBlock || error.raw_os_error() == Some(libc::EINPROGRESS)
+}
+
+/// Whether the system refused the way of sending and not the bytes.
+fn cannot_send(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::Unsupported
+        || matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS | libc::EOPNOTSUPP | libc::EOVERFLOW))
 }
 
 /// One sendmsg(2) over the first pieces. Returns its answer and how many bytes it was asked to send.
@@ -100,10 +202,10 @@ fn send_vectored(fd: BorrowedFd<'_>, queue: &SendQueue) -> (isize, usize) {
     (unsafe { libc::sendmsg(fd.as_raw_fd(), &raw const message, SEND_FLAGS) }, asked)
 }
 
-/// Describes `pieces` to the kernel, as many as fit, and returns how many those are.
+/// Describes the `pieces` before the first that needs a call of its own, as many as fit, and returns how many those are.
 pub(crate) fn fill_slices<'a>(pieces: impl Iterator<Item = &'a Chunk>, slices: &mut [libc::iovec]) -> usize {
     let mut count = 0;
-    for (piece, slice) in pieces.zip(slices) {
+    for (piece, slice) in pieces.take_while(|piece| !piece.is_alone()).zip(slices) {
         let data = piece.as_slice();
         *slice = libc::iovec { iov_base: data.as_ptr().cast_mut().cast(), iov_len: data.len() };
         count += 1;

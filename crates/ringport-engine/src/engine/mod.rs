@@ -4,6 +4,8 @@
 //! |---|---|---|
 //! | `io_uring` | Linux 6.0 and later | [`uring`] |
 //! | `epoll`, `kqueue` | Linux, Android; macOS, BSD | [`readiness`] |
+//! | `iocp` | Windows | `iocp/`, with `acceptor.rs`, `port.rs` and `winsock.rs` |
+//! | `rio` | Windows 8, Windows Server 2012 and later | `rio/`, with the same |
 //! | `sim` | everywhere | [`sim`] |
 //!
 //! Every folder has the same files: `mod.rs` (the engine and its state), `accept.rs`, `connect.rs`, `receive.rs`,
@@ -12,6 +14,8 @@
 //!
 //! `cfg` on the operating system stands here, in `platform.rs` and in Cargo.toml, and nowhere else.
 
+#[cfg(windows)]
+mod acceptor;
 mod backoff;
 pub mod contract;
 #[cfg(unix)]
@@ -24,13 +28,34 @@ mod datagram_calls;
 mod datagram_calls;
 #[cfg(unix)]
 mod direct;
+#[cfg(windows)]
+pub mod iocp;
 pub(crate) mod platform;
+#[cfg(windows)]
+mod port;
 #[cfg(unix)]
 pub mod readiness;
+#[cfg(windows)]
+pub mod rio;
+/// The part of `rio` that needs no Windows, for its tests.
+#[cfg(all(test, not(windows)))]
+#[path = "rio/books/mod.rs"]
+mod rio_books;
 mod select;
 pub mod sim;
+#[cfg(unix)]
+mod spin;
+#[cfg_attr(target_os = "linux", path = "options_linux.rs")]
+#[cfg_attr(not(target_os = "linux"), path = "options_other.rs")]
+pub(crate) mod system_options;
+#[cfg_attr(unix, path = "termination_unix.rs")]
+#[cfg_attr(windows, path = "termination_windows.rs")]
+mod termination;
 #[cfg(target_os = "linux")]
 pub mod uring;
+#[cfg(windows)]
+pub(crate) mod winsock;
 
-pub use platform::{UseEngine, pin_to_core, with_engine};
+pub use platform::{EXHAUSTION_CODES, UseEngine, is_exhaustion, pin_to_core, with_engine};
 pub use select::{Candidate, EngineKind, Selection, SelectionError};
+pub use termination::{asked_to_end, ring_when_asked_to_end};

@@ -30,6 +30,10 @@ pub fn with_engine<U: UseEngine>(kind: EngineKind, user: U) -> Result<U::Output,
         EngineKind::Epoll => Ok(user.run::<super::readiness::ReadinessEngine>()),
         #[cfg(all(unix, not(any(target_os = "linux", target_os = "android"))))]
         EngineKind::Kqueue => Ok(user.run::<super::readiness::ReadinessEngine>()),
+        #[cfg(windows)]
+        EngineKind::Iocp => Ok(user.run::<super::iocp::IocpEngine>()),
+        #[cfg(windows)]
+        EngineKind::Rio => Ok(user.run::<super::rio::RioEngine>()),
         EngineKind::Sim => Ok(user.run::<super::sim::SimEngine>()),
         kind => Err(SelectionError::Elsewhere { kind }),
     }
@@ -60,14 +64,47 @@ pub fn pin_to_core(index: usize) -> io::Result<()> {
     let answer = unsafe { libc::sched_setaffinity(0, size, &raw const one) };
     if answer == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
+/// Binds the calling thread to one of the cores that the process may run on: the `index`-th, counted round, among the
+/// first 64 (those of the thread's processor group, see SetThreadAffinityMask).
+///
+/// # Errors
+///
+/// What SetThreadAffinityMask answers.
+#[cfg(windows)]
+pub fn pin_to_core(index: usize) -> io::Result<()> {
+    use windows_sys::Win32::System::Threading::{
+        GetCurrentProcess, GetCurrentThread, GetProcessAffinityMask, SetThreadAffinityMask,
+    };
+    let (mut allowed, mut system) = (0_usize, 0_usize);
+    // SAFETY: both masks are writable; the handle stands for this process and needs no closing.
+    if unsafe { GetProcessAffinityMask(GetCurrentProcess(), &raw mut allowed, &raw mut system) } == 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let cores: Vec<u32> = (0..usize::BITS).filter(|core| allowed >> core & 1 == 1).collect();
+    let Some(&core) = cores.get(index % cores.len().max(1)) else { return Err(io::ErrorKind::NotFound.into()) };
+    // SAFETY: the handle stands for this thread and needs no closing.
+    let before = unsafe { SetThreadAffinityMask(GetCurrentThread(), 1 << core) };
+    if before == 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
 /// Binding to a core is not offered here.
 ///
 /// # Errors
 ///
 /// Always `Unsupported`.
-#[cfg(not(target_os = "linux"))]
+#[cfg(not(any(target_os = "linux", windows)))]
 pub fn pin_to_core(_: usize) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
+}
+
+/// The file of a Unix socket's address, if it has one.
+#[cfg(unix)]
+pub(crate) fn socket_path(address: &socket2::SockAddr) -> Option<&std::path::Path> {
+    address.as_pathname()
+}
+/// No engine of this system serves Unix sockets.
+#[cfg(windows)]
+pub(crate) fn socket_path(_: &socket2::SockAddr) -> Option<&std::path::Path> {
+    None
 }
 
 /// Whether `path` is a Unix socket.
@@ -147,6 +184,19 @@ pub(crate) fn thread_time() -> std::time::Duration {
     std::time::Duration::new(time.tv_sec.max(0) as u64, time.tv_nsec as u32)
 }
 
+/// Sets the calling thread's `errno`, so that a signal handler leaves it as it was.
+#[cfg(unix)]
+pub(crate) fn set_errno(value: i32) {
+    #[cfg(any(target_os = "android", target_os = "openbsd", target_os = "netbsd"))]
+    use libc::__errno as location;
+    #[cfg(target_os = "linux")]
+    use libc::__errno_location as location;
+    #[cfg(any(target_vendor = "apple", target_os = "freebsd", target_os = "dragonfly"))]
+    use libc::__error as location;
+    // SAFETY: the function returns the address of a variable of this thread.
+    unsafe { *location() = value }
+}
+
 /// Flags of every plain send.
 #[cfg(any(target_os = "linux", target_os = "android", target_os = "freebsd"))]
 pub(crate) const SEND_FLAGS: i32 = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
@@ -208,15 +258,18 @@ pub(crate) fn unacked(_: BorrowedFd<'_>) -> Option<u64> {
     None
 }
 
-/// Whether an accept failed because the system is out of something, so that trying again at once would spin.
+/// Codes of errors that say that the process or the system is out of something: of descriptors, buffers or memory.
 #[cfg(unix)]
-pub(crate) fn is_exhaustion(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM))
-}
-/// Whether an accept failed because the system is out of something (WSAEMFILE, WSAENOBUFS).
+pub const EXHAUSTION_CODES: [i32; 4] = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM];
+/// Codes of errors that say that the process or the system is out of something: ERROR_NOT_ENOUGH_MEMORY,
+/// ERROR_NO_SYSTEM_RESOURCES, WSAEMFILE, WSAENOBUFS.
 #[cfg(windows)]
-pub(crate) fn is_exhaustion(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(10024 | 10055))
+pub const EXHAUSTION_CODES: [i32; 4] = [8, 1450, 10024, 10055];
+
+/// Whether the system is out of something, so that trying again at once would spin.
+#[must_use]
+pub fn is_exhaustion(error: &io::Error) -> bool {
+    error.raw_os_error().is_some_and(|code| EXHAUSTION_CODES.contains(&code))
 }
 
 /// Sets how a listener shares its address.
@@ -225,10 +278,14 @@ pub(crate) fn share_address(socket: &socket2::Socket, reuse_port: bool) -> io::R
     socket.set_reuse_address(true)?;
     if reuse_port { socket.set_reuse_port(true) } else { Ok(()) }
 }
-/// On Windows `SO_REUSEADDR` would let two listeners share an address; the default there is what we want.
+/// On Windows `SO_REUSEADDR` would let two listeners share an address, and the default would let another program take it
+/// with that option. Nothing there spreads connections over several listeners.
 #[cfg(windows)]
-pub(crate) fn share_address(_: &socket2::Socket, reuse_port: bool) -> io::Result<()> {
-    if reuse_port { Err(io::ErrorKind::Unsupported.into()) } else { Ok(()) }
+pub(crate) fn share_address(socket: &socket2::Socket, reuse_port: bool) -> io::Result<()> {
+    if reuse_port {
+        return Err(io::ErrorKind::Unsupported.into());
+    }
+    super::winsock::use_address_exclusively(socket)
 }
 
 /// Lets several datagram sockets share an address.
@@ -260,8 +317,141 @@ pub(crate) fn candidates(config: &EngineConfig) -> Vec<Candidate> {
 pub(crate) fn candidates(config: &EngineConfig) -> Vec<Candidate> {
     vec![Candidate::new(EngineKind::Epoll, super::readiness::probe(config))]
 }
-/// The engines of Windows are not part of this version.
+/// This platform's engines in the order of preference, each probed.
 #[cfg(windows)]
-pub(crate) fn candidates(_: &EngineConfig) -> Vec<Candidate> {
-    Vec::new()
+pub(crate) fn candidates(config: &EngineConfig) -> Vec<Candidate> {
+    vec![
+        Candidate::new(EngineKind::Iocp, super::iocp::probe(config)),
+        Candidate::new(EngineKind::Rio, super::rio::probe(config)),
+    ]
+}
+
+/// Reads a socket option as it is, see getsockopt(2). No option of any known system is longer than this reads.
+#[cfg(unix)]
+pub(crate) fn raw_option(socket: &socket2::Socket, level: i32, name: i32) -> io::Result<Vec<u8>> {
+    const BYTES_MAX: usize = 1024;
+    let mut value = vec![0; BYTES_MAX];
+    let mut length = BYTES_MAX as libc::socklen_t;
+    let fd = std::os::fd::AsRawFd::as_raw_fd(socket);
+    // SAFETY: `value` is writable and `length` bytes long, and both live until the call returns.
+    if unsafe { libc::getsockopt(fd, level, name, value.as_mut_ptr().cast(), &raw mut length) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    value.truncate(length as usize);
+    Ok(value)
+}
+/// Raw options need a descriptor.
+#[cfg(windows)]
+pub(crate) fn raw_option(_: &socket2::Socket, _: i32, _: i32) -> io::Result<Vec<u8>> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+/// Sets a socket option as it is, see setsockopt(2).
+///
+/// The kernel copies the bytes, with one exception: a few options hold the address of more memory (`SO_ATTACH_FILTER`
+/// and its like). They are refused, because nobody vouches for such an address.
+#[cfg(unix)]
+pub(crate) fn set_raw_option(socket: &socket2::Socket, level: i32, name: i32, value: &[u8]) -> io::Result<()> {
+    if holds_address(level, name) {
+        return Err(io::Error::new(io::ErrorKind::Unsupported, "an option that holds an address cannot be set raw"));
+    }
+    let length = libc::socklen_t::try_from(value.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let fd = std::os::fd::AsRawFd::as_raw_fd(socket);
+    // SAFETY: `value` is readable and `length` bytes long until the call returns, and holds no address.
+    let answer = unsafe { libc::setsockopt(fd, level, name, value.as_ptr().cast(), length) };
+    if answer == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+/// Raw options need a descriptor.
+#[cfg(windows)]
+pub(crate) fn set_raw_option(_: &socket2::Socket, _: i32, _: i32, _: &[u8]) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+/// Whether the kernel would follow an address in the value of an option, or give back memory through one.
+#[cfg(target_os = "linux")]
+fn holds_address(level: i32, name: i32) -> bool {
+    // Linux/tcp.h: the kernel maps received pages over the caller's memory.
+    const TCP_ZEROCOPY_RECEIVE: i32 = 35;
+    match level {
+        libc::SOL_SOCKET => matches!(name, libc::SO_ATTACH_FILTER | libc::SO_ATTACH_REUSEPORT_CBPF),
+        libc::IPPROTO_TCP => name == TCP_ZEROCOPY_RECEIVE,
+        // Netfilter's tables, which share their numbers with these two levels.
+        libc::IPPROTO_IP | libc::IPPROTO_IPV6 => (64..=70).contains(&name),
+        _ => false,
+    }
+}
+/// Elsewhere the options of the two usual levels are plain numbers; accept filters are copied whole.
+#[cfg(all(unix, not(target_os = "linux")))]
+fn holds_address(level: i32, _: i32) -> bool {
+    !matches!(level, libc::SOL_SOCKET | libc::IPPROTO_TCP | libc::IPPROTO_IP | libc::IPPROTO_IPV6)
+}
+
+/// Reads at a place of a file, without its position.
+#[cfg(unix)]
+pub(crate) fn read_at(file: &std::fs::File, memory: &mut [u8], offset: u64) -> io::Result<usize> {
+    std::os::unix::fs::FileExt::read_at(file, memory, offset)
+}
+/// Reads at a place of a file; its position is moved, and used by nobody here.
+#[cfg(windows)]
+pub(crate) fn read_at(file: &std::fs::File, memory: &mut [u8], offset: u64) -> io::Result<usize> {
+    std::os::windows::fs::FileExt::seek_read(file, memory, offset)
+}
+
+/// Lets the kernel send from a file, see sendfile(2): nothing passes through this process.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+pub(crate) fn send_file(fd: BorrowedFd<'_>, range: &crate::buffer::FileRange, most: usize) -> io::Result<usize> {
+    use std::os::fd::AsRawFd;
+    let mut offset = libc::off_t::try_from(range.offset()).map_err(|_| io::ErrorKind::Unsupported)?;
+    let count = range.len().min(most);
+    // SAFETY: the call reads and writes `offset`, and no other memory.
+    let sent = unsafe { libc::sendfile(fd.as_raw_fd(), range.file().as_raw_fd(), &raw mut offset, count) };
+    usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+}
+/// Not used here: ranges are read into slots.
+#[cfg(all(unix, not(any(target_os = "linux", target_os = "android"))))]
+pub(crate) fn send_file(_: BorrowedFd<'_>, _: &crate::buffer::FileRange, _: usize) -> io::Result<usize> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+/// `SIOCATMARK`, from asm-generic/sockios.h.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+const AT_MARK: libc::c_ulong = 0x8905;
+/// `SIOCATMARK`, from sys/sockio.h: `_IOR('s', 7, int)` on every BSD.
+#[cfg(all(unix, not(any(target_os = "linux", target_os = "android"))))]
+const AT_MARK: libc::c_ulong = 0x4004_7307;
+
+/// Whether urgent data is what comes next, see sockatmark(3).
+#[cfg(unix)]
+pub(crate) fn at_mark(socket: &socket2::Socket) -> io::Result<bool> {
+    let mut answer: libc::c_int = 0;
+    // SAFETY: SIOCATMARK writes one int. (The type of the request differs between the C libraries.)
+    let failed = unsafe { libc::ioctl(std::os::fd::AsRawFd::as_raw_fd(socket), AT_MARK as _, &raw mut answer) } != 0;
+    if failed { Err(io::Error::last_os_error()) } else { Ok(answer != 0) }
+}
+/// Unknown here.
+#[cfg(windows)]
+pub(crate) fn at_mark(_: &socket2::Socket) -> io::Result<bool> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+/// Lets a connect wait for the first data and send it with the SYN, see `TCP_FASTOPEN_CONNECT` in tcp(7).
+#[cfg(target_os = "linux")]
+pub(crate) fn fast_open_connect(socket: &socket2::Socket) -> io::Result<()> {
+    set_raw_option(socket, libc::IPPROTO_TCP, libc::TCP_FASTOPEN_CONNECT, &1_i32.to_ne_bytes())
+}
+/// Lets a listener take data with a SYN, see `TCP_FASTOPEN` in tcp(7).
+#[cfg(target_os = "linux")]
+pub(crate) fn fast_open_listen(socket: &socket2::Socket, waiting: u32) -> io::Result<()> {
+    let waiting = i32::try_from(waiting).unwrap_or(i32::MAX);
+    set_raw_option(socket, libc::IPPROTO_TCP, libc::TCP_FASTOPEN, &waiting.to_ne_bytes())
+}
+/// Not used here.
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn fast_open_connect(_: &socket2::Socket) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+/// Not used here.
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn fast_open_listen(_: &socket2::Socket, _: u32) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
 }

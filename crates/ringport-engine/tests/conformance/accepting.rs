@@ -7,7 +7,8 @@ use ringport_engine::engine::sim::Faults;
 use ringport_engine::socket::unix;
 use ringport_engine::{Close, Engine, ListenOptions, PoolConfig, SockAddr, Socket, Want};
 
-use crate::subject::{Setup, alone, fill_descriptors};
+use crate::subject::{Setup, alone};
+use crate::system::{self, fill_descriptors};
 use crate::world::{At, World};
 
 /// Paused, the kernel keeps connections waiting; afterwards all of them arrive.
@@ -81,6 +82,26 @@ pub fn reset_before_accept_is_skipped<E: Engine>(setup: &Setup) {
     world.finish();
 }
 
+/// An accepted connection belongs to whoever adopts it, also to another engine than the one that accepted it (F13).
+pub fn another_engine_may_adopt<E: Engine>(setup: &Setup) {
+    let mut world = World::<E>::new(setup);
+    let address = world.address.clone();
+    let near = world.client.connect(&address);
+    world.until("it is accepted", |world| world.client.log(near).connected && !world.server.accepted.is_empty());
+    let socket = world.server.accepted.remove(0);
+    let far = world.client.adopt(socket);
+    world.client.engine.receive(far, Want::On);
+    world.client.engine.receive(near, Want::On);
+    world.client.log(far).echo = true;
+    let length = world.scaled(300_000);
+    let data = world.dice.bytes(length);
+    world.client.send(near, data.clone());
+    world.expect(At::Client, near, &data);
+    world.client.close(near, Close::Plain);
+    world.until("the other end learns of it", |world| world.client.log(far).peer_closed);
+    world.finish();
+}
+
 /// The bind is exclusive.
 pub fn a_second_bind_fails<E: Engine>(setup: &Setup) {
     let world = World::<E>::new(setup);
@@ -102,7 +123,10 @@ pub fn out_of_descriptors_backs_off<E: Engine>(setup: &Setup) {
         world.until("they are connected", |world| waiting.iter().all(|conn| world.client.log(*conn).connected));
         assert!(world.server.accepted.is_empty());
 
-        let files = exhaust(&world);
+        let files = match exhaust(&world) {
+            Ok(files) => files,
+            Err(reason) => return eprintln!("skipped: {reason}"),
+        };
         world.server.engine.accept(listener, Want::On);
         let (start, waits) = (world.server.engine.now(), world.server.engine.stats().waits);
         world.until("an accept fails", |world| world.server.accept_failures > 0);
@@ -135,27 +159,37 @@ fn now<E: Engine>(world: &World<E>) -> Instant {
 }
 
 /// Takes every descriptor, or lets the simulator say that there is none.
-fn exhaust<E: Engine>(world: &World<E>) -> Vec<std::fs::File> {
+fn exhaust<E: Engine>(world: &World<E>) -> Result<Vec<std::fs::File>, &'static str> {
     let Some(network) = &world.network else { return fill_descriptors() };
     let mut faults = Faults::drawn(world.setup.seed).harmless();
     faults.emfile = 1000;
     network.set_faults(faults);
-    Vec::new()
+    Ok(Vec::new())
 }
 
-/// The same over IPv6 and over a socket file.
-pub fn unix_and_ipv6_addresses_work<E: Engine>(setup: &Setup) {
+/// The same over IPv6.
+pub fn ipv6_addresses_work<E: Engine>(setup: &Setup) {
     let v6 = SockAddr::from(std::net::SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, 0)));
     let mut world = World::<E>::listening(setup, setup.config(), PoolConfig::default(), &v6);
     let (server, client) = world.pair();
     world.client.send(client, "over IPv6");
     world.expect(At::Server, server, b"over IPv6");
     world.finish();
+}
 
+/// The same over a socket file, where there is such a thing.
+pub fn unix_addresses_work<E: Engine>(setup: &Setup) {
     let kind = setup.path.replace(':', "-");
     let path = std::env::temp_dir().join(format!("ringport-{}-{kind}.socket", std::process::id()));
     let _ = std::fs::remove_file(&path);
     let address = unix(&path).expect("a short path");
+    if !setup.sim
+        && let Some(reason) = system::no_unix_sockets()
+    {
+        let refused = Socket::listen(&address, &ListenOptions::default(), None);
+        assert!(refused.is_err(), "there are socket files, although {reason}");
+        return eprintln!("skipped: no socket files here: {reason}");
+    }
     let mut world = World::<E>::listening(setup, setup.config(), PoolConfig::default(), &address);
     let client = world.client.connect(&address);
     world.until("it is accepted", |world| world.client.log(client).connected && !world.server.accepted.is_empty());

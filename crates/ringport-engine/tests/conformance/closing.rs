@@ -2,9 +2,10 @@
 
 use std::io::ErrorKind;
 
-use ringport_engine::{Close, ConnId, Engine, ListenOptions, Socket, Want};
+use ringport_engine::{Close, ConnId, Engine, ListenOptions, SockAddr, Socket, Want};
 
 use crate::subject::Setup;
+use crate::system;
 use crate::world::{At, World, check_equal, check_prefix, local_address};
 
 fn finish_sending<E: Engine>(world: &mut World<E>, at: At, conn: ConnId) {
@@ -134,17 +135,32 @@ pub fn bytes_before_a_failure_arrive_first<E: Engine>(setup: &Setup) {
         let now = if setup.sim { world.server.engine.now() } else { std::time::Instant::now() };
         world.server.turn(Some(now + std::time::Duration::from_micros(200)));
     }
-    assert_eq!(world.until_closed(At::Client, client), Some(ErrorKind::ConnectionReset));
+    world.until("the client knows", |world| world.client.is_closed(client) || world.client.log(client).peer_closed);
     check_equal(&world.client.log(client).received, &data);
+    if !setup.sim && world.client.log(client).peer_closed && system::loses_resets() {
+        eprintln!("skipped: this system turns a reset into a FIN when nobody waits for bytes (Wine 8)");
+        return world.finish();
+    }
+    assert_eq!(world.until_closed(At::Client, client), Some(ErrorKind::ConnectionReset));
     world.finish();
+}
+
+/// An address on which nobody listens. On a real system it is held as long as the socket, so that no test beside this
+/// one gets it meanwhile.
+fn unused_address<E: Engine>(world: &World<E>) -> (SockAddr, Option<socket2::Socket>) {
+    if let Some(network) = &world.network {
+        let nobody = Socket::listen(&local_address(), &ListenOptions::default(), Some(network)).expect("a port");
+        return (nobody.local_addr().expect("an address"), None);
+    }
+    let held = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
+    held.bind(&local_address()).expect("a port");
+    (held.local_addr().expect("an address"), Some(held))
 }
 
 /// Nobody listens: `Closed` with an error, never `Connected`.
 pub fn refused_connect_closes_with_an_error<E: Engine>(setup: &Setup) {
     let mut world = World::<E>::new(setup);
-    let nobody = Socket::listen(&local_address(), &ListenOptions::default(), world.network.as_ref()).expect("a port");
-    let address = nobody.local_addr().expect("an address");
-    drop(nobody);
+    let (address, _held) = unused_address(&world);
     let conn = world.client.connect(&address);
     assert_eq!(world.until_closed(At::Client, conn), Some(ErrorKind::ConnectionRefused));
     assert!(!world.client.log(conn).connected);
@@ -174,8 +190,10 @@ pub fn close_cancels_a_connect<E: Engine>(setup: &Setup) {
     }
     assert!(conns.iter().any(|conn| !world.client.log(*conn).connected), "the backlog is never full");
     for conn in conns {
+        // Windows answers for a full backlog with a refusal.
+        let refused = world.client.is_closed(conn).then_some(ErrorKind::ConnectionRefused);
         world.client.close(conn, Close::Plain);
-        assert_eq!(world.until_closed(At::Client, conn), None);
+        assert_eq!(world.until_closed(At::Client, conn), refused);
     }
     drop(full);
     world.finish();
@@ -232,5 +250,45 @@ pub fn close_twice_is_one_event<E: Engine>(setup: &Setup) {
     world.client.close(client, Close::Plain);
     world.settle();
     world.until("the server knows", |world| world.server.is_closed(server) || world.server.log(server).peer_closed);
+    world.finish();
+}
+
+/// A connection that failed while paused is closed with the reason at the latest when receiving goes on, after what had
+/// arrived before, or when something is sent.
+pub fn a_failure_while_paused_is_noticed_in_time<E: Engine>(setup: &Setup) {
+    let mut world = World::<E>::new(setup);
+    let pairs = world.silent_pairs(2);
+    for (_, client) in &pairs {
+        world.client.send(*client, "L");
+        world.until("it is sent", |world| {
+            let log = world.client.log(*client);
+            let done = log.in_flight == 0 && log.outbox.is_empty();
+            done && world.client.engine.info(*client).expect("a live connection").unacked.unwrap_or(0) == 0
+        });
+        world.client.close(*client, Close::Abort);
+        world.until_closed(At::Client, *client);
+    }
+    world.settle();
+    let [(receives, _), (sends, _)] = pairs[..] else { unreachable!("two were made") };
+    if !world.server.is_closed(receives) {
+        world.server.engine.receive(receives, Want::On);
+        world.until("the reset is noticed", |world| {
+            world.server.is_closed(receives) || world.server.log(receives).peer_closed
+        });
+        if !setup.sim && world.server.log(receives).peer_closed && system::loses_resets() {
+            eprintln!(
+                "skipped: this system forgets a reset that no receive was waiting for, and says that the peer closed"
+            );
+            return world.finish();
+        }
+        assert_eq!(world.until_closed(At::Server, receives), Some(ErrorKind::ConnectionReset));
+        check_equal(&world.server.log(receives).received, b"L");
+    }
+    if !world.server.is_closed(sends) {
+        world.server.send(sends, "into the void");
+    }
+    let why = world.until_closed(At::Server, sends);
+    assert!(matches!(why, Some(ErrorKind::ConnectionReset | ErrorKind::BrokenPipe)), "{why:?}");
+    assert!(world.server.log(sends).received.is_empty());
     world.finish();
 }

@@ -4,7 +4,8 @@ use std::io::ErrorKind;
 
 use ringport_engine::{Chunk, Close, Engine, SendQueue, Want};
 
-use crate::subject::{Setup, alone, descriptors};
+use crate::subject::{Setup, alone};
+use crate::system::descriptors;
 use crate::world::{At, World, check_equal};
 
 /// Every method with an id of the past does nothing, also when its slot has a new owner (F17).
@@ -63,6 +64,10 @@ pub fn slots_are_reused_with_new_generations<E: Engine>(setup: &Setup) {
 /// Thousands of connections come and go in every way; afterwards no slot, buffer or descriptor is missing (F18, F23).
 pub fn churn_returns_everything<E: Engine>(setup: &Setup) {
     alone(setup, || {
+        // Some handles a system opens at the first use and keeps.
+        let mut world = World::<E>::new(setup);
+        let _ = world.pair();
+        world.finish();
         let before = descriptors();
         let mut world = World::<E>::new(setup);
         let (rounds, width) = if setup.sim { (4, 10) } else { (20, 100) };
@@ -98,6 +103,8 @@ pub fn churn_returns_everything<E: Engine>(setup: &Setup) {
             }
         }
         world.finish();
-        assert_eq!(descriptors(), before, "descriptors were leaked");
+        let after = descriptors();
+        // The simulator has none of its own, and shares the process with other tests.
+        assert!(setup.sim || after <= before, "{before} descriptors, then {after}: some were leaked");
     });
 }

@@ -79,6 +79,7 @@ pub fn leftovers_keep_wait_from_blocking<E: Engine>(setup: &Setup) {
     // No more than the server's kernel holds by itself: only the server has turns.
     let bytes = if setup.sim { world.scaled(1_200_000) / 400 + 1 } else { 3_000 };
     let pairs = loaded(&mut world, 8, bytes);
+    world.until("all of it is sent", |world| pairs.iter().all(|(_, client)| world.client.log(*client).in_flight == 0));
     for (server, _) in &pairs {
         world.server.engine.receive(*server, Want::On);
     }

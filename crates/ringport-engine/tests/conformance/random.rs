@@ -6,7 +6,8 @@ use ringport_engine::engine::sim::Faults;
 use ringport_engine::{Close, ConnId, Engine, EngineConfig, PoolConfig, Want};
 
 use crate::subject::Setup;
-use crate::world::{At, Log, World, check_equal, check_prefix};
+use crate::system;
+use crate::world::{At, Log, World, check_prefix};
 
 /// Any sequence of connect, send, pause, half-close, close and abort keeps the ledger.
 pub fn any_sequence_keeps_the_ledger<E: Engine>(setup: &Setup) {
@@ -141,7 +142,7 @@ impl<E: Engine> Game<E> {
                 } else {
                     (client.conns.get(&sender), server.conns.get(&receiver))
                 };
-                judge_direction(near.expect("known"), far.expect("known"), finished && open);
+                judge_direction(near.expect("known"), far.expect("known"), finished && open, self.world.setup.sim);
             }
         }
     }
@@ -159,12 +160,19 @@ fn by_mark(conns: &BTreeMap<ConnId, Log>) -> BTreeMap<String, Option<ConnId>> {
 }
 
 /// Delivered is a prefix of what the kernel took, and all of it where a FIN came.
-fn judge_direction(sender: &Log, receiver: &Log, must_have_fin: bool) {
+fn judge_direction(sender: &Log, receiver: &Log, must_have_fin: bool, sim: bool) {
     let unsent = sender.ended.as_ref().map_or(0, |end| end.unsent.len());
     let handed = &sender.wanted[..sender.taken as usize - unsent];
     check_prefix(&receiver.received, handed);
-    if receiver.peer_closed {
-        check_equal(&receiver.received, handed);
+    if receiver.peer_closed && receiver.received.len() < handed.len() {
+        // A sender that was closed with bytes unread, or by an abort, sent a reset, which takes bytes with it.
+        let (received, closing, end) = (receiver.received.len(), sender.closing, &sender.ended);
+        assert!(
+            !sim && (closing || end.is_some()) && system::loses_resets(),
+            "{received} of {} bytes came before the FIN; the sender: closing={closing} {end:?}",
+            handed.len()
+        );
+        eprintln!("skipped: this system turns a reset into a FIN when nobody waits for bytes (Wine 8)");
     }
     assert!(receiver.peer_closed || !must_have_fin, "the FIN never arrived");
 }

@@ -3,10 +3,10 @@
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::{Duration, Instant};
 
-use ringport_engine::engine::readiness::ReadinessEngine;
 use ringport_engine::engine::sim::{Faults, Network, SimEngine};
-use ringport_engine::engine::uring::UringEngine;
-use ringport_engine::{Engine, EngineConfig, EngineKind, Features, Selection};
+use ringport_engine::{Engine, EngineConfig, EngineKind, Features, RioCompletions, Selection};
+
+use crate::system;
 
 /// Seeds of each test on the simulator, unless `RINGPORT_SEEDS` says otherwise.
 const SEEDS: u64 = 200;
@@ -23,6 +23,14 @@ pub trait Subject {
     fn features() -> Features {
         Features::default()
     }
+    /// How rio learns of completions.
+    fn completions() -> RioCompletions {
+        RioCompletions::default()
+    }
+    /// From which size on it sends without a copy.
+    fn zero_copy_above() -> Option<usize> {
+        None
+    }
 }
 
 /// The simulator.
@@ -33,38 +41,67 @@ impl Subject for Sim {
     const KIND: Option<EngineKind> = None;
 }
 
-macro_rules! subject {
-    ($(#[$doc:meta])* $name:ident, $engine:ty, $kind:ident $(, $masked:ident)*) => {
-        $(#[$doc])*
-        pub struct $name;
-
-        impl Subject for $name {
-            type Engine = $engine;
-            const KIND: Option<EngineKind> = Some(EngineKind::$kind);
-            #[allow(unused_mut, reason = "not every subject masks something")]
-            fn features() -> Features {
-                let mut features = Features::default();
-                $(features.$masked = false;)*
-                features
-            }
+/// Every engine under test besides the simulator, on the systems that have it: `MODULE: ENGINE, KIND, -MASKED…;` makes
+/// a module of all the tests, and so does `MODULE: ENGINE, KIND, completions = HOW;`. What this machine refuses is skipped when it runs.
+macro_rules! each_subject {
+    ($make:ident) => {
+        $make! {
+            #[cfg(target_os = "linux")]
+            epoll: ringport_engine::engine::readiness::ReadinessEngine, Epoll;
+            // Ranges of files are read into slots.
+            #[cfg(target_os = "linux")]
+            epoll_plain: ringport_engine::engine::readiness::ReadinessEngine, Epoll, -sendfile;
+            // One datagram a call.
+            #[cfg(target_os = "linux")]
+            epoll_single: ringport_engine::engine::readiness::ReadinessEngine, Epoll, -mmsg, -gso, -gro;
+            // Many datagrams a call, none of them segmented.
+            #[cfg(target_os = "linux")]
+            epoll_no_segments: ringport_engine::engine::readiness::ReadinessEngine, Epoll, -gso, -gro;
+            #[cfg(all(unix, not(target_os = "linux")))]
+            kqueue: ringport_engine::engine::readiness::ReadinessEngine, Kqueue;
+            #[cfg(target_os = "linux")]
+            uring: ringport_engine::engine::uring::UringEngine, Uring;
+            // One at a time is accepted and received.
+            #[cfg(target_os = "linux")]
+            uring_no_multishot: ringport_engine::engine::uring::UringEngine, Uring, -multishot_accept, -multishot_receive;
+            // Datagrams are received by plain calls.
+            #[cfg(target_os = "linux")]
+            uring_polled_datagrams: ringport_engine::engine::uring::UringEngine, Uring, -multishot_recvmsg;
+            // No plain calls.
+            #[cfg(target_os = "linux")]
+            uring_no_direct: ringport_engine::engine::uring::UringEngine, Uring, -direct_receive;
+            // Large messages come by plain calls, without measuring first.
+            #[cfg(target_os = "linux")]
+            uring_not_measured: ringport_engine::engine::uring::UringEngine, Uring, -measured_receive;
+            // The kernel does its work when it likes.
+            #[cfg(target_os = "linux")]
+            uring_no_defer: ringport_engine::engine::uring::UringEngine, Uring, -defer_taskrun, -no_iowait;
+            // Nothing but single-shot operations.
+            #[cfg(target_os = "linux")]
+            uring_plain: ringport_engine::engine::uring::UringEngine, Uring,
+                -multishot_accept, -multishot_receive, -direct_receive, -defer_taskrun, -no_iowait, -sendfile,
+                -zero_copy, -multishot_recvmsg, -mmsg, -gso, -gro;
+            // Whatever is larger than a small message is sent without a copy.
+            #[cfg(target_os = "linux")]
+            uring_zero_copy: ringport_engine::engine::uring::UringEngine, Uring, zero_copy_above = 500;
+            #[cfg(windows)]
+            iocp: ringport_engine::engine::iocp::IocpEngine, Iocp;
+            // A packet for every operation.
+            #[cfg(windows)]
+            iocp_no_skip: ringport_engine::engine::iocp::IocpEngine, Iocp, -skip_on_success;
+            // Over functions that stand in for the system's, once for each way to learn of completions.
+            #[cfg(windows)]
+            rio: ringport_engine::engine::rio::RioEngine, Rio;
+            #[cfg(windows)]
+            rio_port: ringport_engine::engine::rio::RioEngine, Rio, completions = Port;
+            #[cfg(windows)]
+            rio_event: ringport_engine::engine::rio::RioEngine, Rio, completions = Event;
+            #[cfg(windows)]
+            rio_polled: ringport_engine::engine::rio::RioEngine, Rio, completions = Polled;
         }
     };
 }
-
-subject!(/** epoll. */ Epoll, ReadinessEngine, Epoll);
-subject!(/** epoll with one datagram a call. */ EpollSingle, ReadinessEngine, Epoll, mmsg, gso, gro);
-subject!(/** epoll with many datagrams a call, none of them segmented. */ EpollNoSegments, ReadinessEngine, Epoll, gso, gro);
-subject!(/** io_uring that receives datagrams by plain calls. */ UringPolledDatagrams, UringEngine, Uring, multishot_recvmsg);
-subject!(/** io_uring with all it has. */ Uring, UringEngine, Uring);
-subject!(/** io_uring that accepts and receives one at a time. */
-    UringNoMultishot, UringEngine, Uring, multishot_accept, multishot_receive);
-subject!(/** io_uring without plain calls. */ UringNoDirect, UringEngine, Uring, direct_receive);
-subject!(/** io_uring that receives large messages by plain calls without measuring first. */
-    UringNotMeasured, UringEngine, Uring, measured_receive);
-subject!(/** io_uring that runs its work when it likes. */ UringNoDefer, UringEngine, Uring, defer_taskrun, no_iowait);
-subject!(/** io_uring with nothing but single-shot operations. */
-    UringPlain, UringEngine, Uring, multishot_accept, multishot_receive, direct_receive, defer_taskrun, no_iowait,
-    multishot_recvmsg, mmsg, gso, gro);
+pub(crate) use each_subject;
 
 /// What a test needs to know about the engine it runs on.
 #[derive(Clone)]
@@ -73,13 +110,34 @@ pub struct Setup {
     pub seed: u64,
     /// Path of the test, to run it in a process of its own.
     pub path: String,
+    /// Which engine; `None` for the simulator.
+    pub kind: Option<EngineKind>,
     /// Whether the engine is the simulator.
     pub sim: bool,
     /// What of the kernel may be used.
     pub features: Features,
+    /// How rio learns of completions.
+    pub completions: RioCompletions,
+    /// From which size on it may send without a copy.
+    pub zero_copy_above: Option<usize>,
 }
 
 impl Setup {
+    /// The simulator with this seed, in no test in particular.
+    pub fn simulated(seed: u64) -> Self {
+        let (features, completions) = (Features::default(), RioCompletions::default());
+        Self { seed, path: String::new(), kind: None, sim: true, features, completions, zero_copy_above: None }
+    }
+
+    /// Whether the engine is one of Windows. Says so, since what asks does without something then.
+    pub fn is_windows(&self, what: &str) -> bool {
+        let windows = matches!(self.kind, Some(EngineKind::Iocp | EngineKind::Rio));
+        if windows {
+            eprintln!("skipped: the engines of Windows have no {what}");
+        }
+        windows
+    }
+
     /// A configuration with the features under test; on the simulator with a new network that never fails, only
     /// dawdles.
     pub fn config(&self) -> EngineConfig {
@@ -90,6 +148,8 @@ impl Setup {
     pub fn config_with(&self, faults: Faults) -> EngineConfig {
         let mut config = EngineConfig::default();
         config.features = self.features;
+        config.rio_completions = self.completions;
+        config.zero_copy_above = self.zero_copy_above;
         config.network = self.sim.then(|| Network::with_faults(self.seed, faults));
         config
     }
@@ -98,7 +158,18 @@ impl Setup {
 /// Runs `body` on the engine: once on a real one, with many seeds on the simulator.
 pub fn run<S: Subject>(path: &str, body: fn(&Setup)) {
     let path = path.trim_start_matches("conformance::").to_owned();
-    let mut setup = Setup { seed: 1, path, sim: S::KIND.is_none(), features: S::features() };
+    let mut setup = Setup {
+        seed: 1,
+        path,
+        kind: S::KIND,
+        sim: S::KIND.is_none(),
+        features: S::features(),
+        completions: S::completions(),
+        zero_copy_above: S::zero_copy_above(),
+    };
+    if S::KIND == Some(EngineKind::Rio) {
+        system::stand_in_for_rio();
+    }
     if let Some(kind) = S::KIND {
         return match refusal(kind, &setup.config()) {
             Some(reason) => eprintln!("skipped: {reason}"),
@@ -110,19 +181,34 @@ pub fn run<S: Subject>(path: &str, body: fn(&Setup)) {
         return body(&setup);
     }
     let (seeds, start) = (number("RINGPORT_SEEDS"), Instant::now());
+    let play = |seed| play(&Setup { seed, ..setup.clone() }, body);
+    regressions(&setup.path, include_str!("seeds.txt")).into_iter().for_each(play);
     for seed in 0..seeds.unwrap_or(SEEDS) {
-        setup.seed = seed;
-        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| body(&setup))) {
-            let path = &setup.path;
-            eprintln!(
-                "replay: RINGPORT_SEED={seed} cargo test -p ringport-engine --test conformance -- --exact {path}"
-            );
-            resume_unwind(panic);
-        }
+        play(seed);
         if seeds.is_none() && start.elapsed() > SEEDS_TIME {
             break;
         }
     }
+}
+
+/// Plays one seed. If it fails, says how to repeat that.
+fn play(setup: &Setup, body: fn(&Setup)) {
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| body(setup))) {
+        let Setup { seed, path, .. } = setup;
+        eprintln!("replay: RINGPORT_SEED={seed} cargo test -p ringport-engine --test conformance -- --exact {path}");
+        eprintln!("keep: add `{path} {seed} # what it found` to crates/ringport-engine/tests/conformance/seeds.txt");
+        resume_unwind(panic);
+    }
+}
+
+/// The seeds that `text` lists for the test `path`.
+pub fn regressions(path: &str, text: &str) -> Vec<u64> {
+    let lines = text.lines().map(|line| line.split('#').next().unwrap_or_default().trim());
+    let pairs = lines.filter(|line| !line.is_empty()).map(|line| {
+        let (wanted, seed) = line.split_once(char::is_whitespace).unwrap_or_else(|| panic!("no seed in {line:?}"));
+        (wanted, seed.trim().parse().unwrap_or_else(|_| panic!("{seed:?} is no seed")))
+    });
+    pairs.filter(|(wanted, _)| [path, "*"].contains(wanted)).map(|(_, seed)| seed).collect()
 }
 
 /// Why the engine cannot run here.
@@ -134,7 +220,8 @@ fn refusal(kind: EngineKind, config: &EngineConfig) -> Option<String> {
     }
 }
 
-fn number(variable: &str) -> Option<u64> {
+/// The number in an environment variable.
+pub fn number(variable: &str) -> Option<u64> {
     std::env::var(variable).ok().map(|value| value.parse().expect("a number"))
 }
 
@@ -150,20 +237,4 @@ pub fn alone(setup: &Setup, body: impl FnOnce()) {
     let output = child.output().expect("the test can be started again");
     let text = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
     assert!(output.status.success() && text.contains("1 passed"), "alone, it failed:\n{text}");
-}
-
-/// Open descriptors of this process, or 0 where the system does not list them.
-pub fn descriptors() -> usize {
-    std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count)
-}
-
-/// Lowers the limit of descriptors and opens files until none is left.
-pub fn fill_descriptors() -> Vec<std::fs::File> {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: getrlimit(2) writes one rlimit.
-    assert_eq!(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) }, 0);
-    limit.rlim_cur = limit.rlim_cur.min(descriptors() as libc::rlim_t + 64);
-    // SAFETY: setrlimit(2) reads one rlimit.
-    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) }, 0);
-    std::iter::from_fn(|| std::fs::File::open("/dev/null").ok()).collect()
 }

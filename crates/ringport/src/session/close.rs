@@ -13,12 +13,27 @@ pub enum CloseReason {
     Reset,
     /// It could not be connected.
     ConnectFailed,
+    /// Connecting took longer than the connect timeout. [`Handler::connect_failed`](crate::Handler::connect_failed) gets
+    /// it as an error of the kind `TimedOut`.
+    ConnectTimeout,
     /// No byte moved for the idle timeout.
     Idle,
+    /// No byte was received for the read timeout.
+    ReadTimeout,
+    /// The kernel took none of what was queued for the write timeout: the peer does not read.
+    WriteStall,
+    /// Less was received than the minimum receive rate asks for.
+    TooSlow,
+    /// The peer answered none of several heartbeats.
+    Heartbeat,
+    /// It lasted as long as it may.
+    Lifetime,
     /// A graceful close waited for the peer's FIN in vain.
     LingerTimeout,
-    /// More was queued than the send limit allows.
+    /// More was queued than the send limit allows, or the memory limit of the server.
     Backpressure,
+    /// A frame of the peer's was longer than the frame limit.
+    FrameLimit,
     /// The handler found the peer in breach of the protocol.
     Protocol,
     /// The handler closed it.
@@ -39,9 +54,16 @@ impl CloseReason {
             Self::PeerClosed => "peer-closed",
             Self::Reset => "reset",
             Self::ConnectFailed => "connect-failed",
+            Self::ConnectTimeout => "connect-timeout",
             Self::Idle => "idle",
+            Self::ReadTimeout => "read-timeout",
+            Self::WriteStall => "write-stall",
+            Self::TooSlow => "too-slow",
+            Self::Heartbeat => "heartbeat",
+            Self::Lifetime => "lifetime",
             Self::LingerTimeout => "linger-timeout",
             Self::Backpressure => "backpressure",
+            Self::FrameLimit => "frame-limit",
             Self::Protocol => "protocol",
             Self::Local => "local",
             Self::Shutdown => "shutdown",
@@ -81,7 +103,7 @@ pub struct CloseReport {
     pub reason: CloseReason,
     /// The system's error, if one ended it.
     pub error: Option<io::Error>,
-    /// Bytes that `send` took.
+    /// Bytes that `send` took, without those that [`OverLimit`](super::OverLimit) dropped since.
     pub accepted: u64,
     /// Bytes of those that the kernel took.
     pub handed_to_kernel: u64,
@@ -89,4 +111,9 @@ pub struct CloseReport {
     pub unacked: Option<u64>,
     /// Bytes that were received.
     pub received: u64,
+    /// Messages that [`OverLimit::DropOldest`](super::OverLimit::DropOldest) and
+    /// [`OverLimit::DropNewest`](super::OverLimit::DropNewest) dropped.
+    pub dropped_messages: u64,
+    /// Bytes of those.
+    pub dropped_bytes: u64,
 }

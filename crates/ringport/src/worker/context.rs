@@ -2,16 +2,28 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
-use ringport_engine::{Chunk, ConnId, Pool};
+use ringport_engine::{Buf, Chunk, ConnId, ConnInfo, Engine, OptionName, Pool, SocketOption, TcpInfo};
 
+use super::account::Account;
 use super::counters::{Counters, Totals};
+use super::service::Later;
 use super::timers::{Due, Timer, TimerId, Timers};
-use crate::remote::Remote;
-use crate::session::{CloseReason, ConnectionOptions, Ending, Phase, Refusal, SendOutcome, Session};
+use crate::aio::Runtime;
+use crate::blocking::{Blocking, JobPanicked, QueueFull};
+use crate::handler::Message;
+use crate::remote::{Letter, Remote};
+use crate::session::{
+    Bucket, CloseReason, ConnectionOptions, Ending, Pauses, Phase, Rare, Rate, Refusal, SendOutcome, Session,
+};
+
+/// Longest time that reading rests at a stretch because of a rate.
+const THROTTLE_MAX: Duration = Duration::from_secs(60);
 
 /// The handle of a connection: small, `Copy`, unique in the process. Using it after the connection has gone is
 /// harmless and never reaches another connection.
@@ -51,9 +63,12 @@ pub struct Context {
     pub(super) timers: Timers,
     /// Sessions that a callback of another connection, a timer or a message touched.
     pub(super) dirty: Vec<ConnId>,
-    /// Sessions whose queue fell to the low mark.
-    pub(super) writable: VecDeque<ConnId>,
+    /// Sessions that are to hear something about their queue.
+    pub(super) later: VecDeque<(ConnId, Later)>,
     pub(super) totals: Totals,
+    pub(super) account: Account,
+    /// Sessions whose reading rests because of the memory limit.
+    pub(super) resting: Vec<ConnId>,
     pub(super) counters: Arc<Counters>,
     pub(super) global_live: Arc<AtomicUsize>,
     pub(super) started: Instant,
@@ -62,6 +77,21 @@ pub struct Context {
     pub(super) clock: u32,
     pub(super) remote: Remote,
     pub(super) stopping: bool,
+    pub(super) aio: Rc<Runtime>,
+    /// Threads for what blocks; `None` in a simulation, where everything happens on one.
+    pub(super) blocking: Option<Arc<Blocking>>,
+    /// Lookups of host names under way.
+    pub(super) resolving: usize,
+    /// Results of blocking work, in a simulation.
+    pub(super) done: VecDeque<(ConnectionId, Message)>,
+}
+
+/// A session and what it needs to send.
+pub(crate) struct Parts<'a> {
+    pub(crate) session: &'a mut Session,
+    pub(crate) options: &'a ConnectionOptions,
+    pub(crate) pool: &'a Pool,
+    pub(crate) account: &'a mut Account,
 }
 
 impl Context {
@@ -110,9 +140,32 @@ impl Context {
     pub fn send_to(&mut self, to: ConnectionId, data: impl Into<Chunk>) -> SendOutcome {
         let data = data.into();
         match self.touch(to) {
-            Some((session, options)) => session.send(data, options),
+            Some((session, options, account)) => session.send(data, options, account),
             None => SendOutcome::Refused { data, why: Refusal::Closing },
         }
+    }
+
+    /// Runs `job`, which may block, on a thread made for that, and hands its result to
+    /// [`Handler::message`](crate::Handler::message) of `to`, a connection of this worker. If it is gone by then, the result
+    /// is dropped. If the job panics, the message is a [`JobPanicked`].
+    ///
+    /// The server has a few such threads ([`Server::blocking_threads`](crate::Server::blocking_threads)), and 1,024 jobs may
+    /// wait for one. In a simulation the job runs at once, so that every run is the same.
+    ///
+    /// # Errors
+    ///
+    /// Hands the job back when too many wait already.
+    pub fn spawn_blocking<F, R>(&mut self, to: ConnectionId, job: F) -> Result<(), QueueFull<F>>
+    where
+        F: FnOnce() -> R + Send + 'static,
+        R: Send + 'static,
+    {
+        let Some(blocking) = &self.blocking else {
+            self.done.push_back((to, outcome(job)));
+            return Ok(());
+        };
+        let mailbox = Arc::clone(&self.remote.mailboxes[self.number()]);
+        blocking.spawn(job, |job| Box::new(move || mailbox.push_patiently(Letter::Message(to.conn, outcome(job)))))
     }
 
     /// Closes another connection of this worker in order. `false` if there is none.
@@ -127,7 +180,7 @@ impl Context {
 
     pub(super) fn end(&mut self, id: ConnectionId, how: Ending) -> bool {
         let found = self.touch(id);
-        if let Some((session, _)) = found {
+        if let Some((session, ..)) = found {
             session.end(how, CloseReason::Local);
             return true;
         }
@@ -140,7 +193,7 @@ impl Context {
         let timers = &self.timers;
         if let Some(session) = self.sessions.get_mut(conn.slot()).and_then(Option::as_mut) {
             // The list is for cancelling them at the end. It is pruned before it grows, and so stays short.
-            let own = session.timers.get_or_insert_default();
+            let own = &mut session.rare().timers;
             if own.len() == own.capacity() {
                 own.retain(|timer| timers.is_set(*timer));
             }
@@ -165,10 +218,10 @@ impl Context {
 
     /// The session in a slot that is known to be filled, and what it needs to send.
     #[inline]
-    pub(crate) fn parts(&mut self, slot: usize) -> (&mut Session, &ConnectionOptions, &Pool) {
+    pub(crate) fn parts(&mut self, slot: usize) -> Parts<'_> {
         let session = self.sessions[slot].as_mut().expect("a callback runs for a live session");
         let options = &self.options[session.service as usize];
-        (session, options, &self.pool)
+        Parts { session, options, pool: &self.pool, account: &mut self.account }
     }
 
     /// The session of `conn`, if it is still that one.
@@ -178,7 +231,7 @@ impl Context {
     }
 
     /// The session of `id` if it is one of ours and alive; it will be settled at the end of the turn.
-    fn touch(&mut self, id: ConnectionId) -> Option<(&mut Session, &ConnectionOptions)> {
+    fn touch(&mut self, id: ConnectionId) -> Option<(&mut Session, &ConnectionOptions, &mut Account)> {
         if id.worker != self.number {
             return None;
         }
@@ -188,7 +241,7 @@ impl Context {
             return None;
         }
         let options = &self.options[session.service as usize];
-        Some((session, options))
+        Some((session, options, &mut self.account))
     }
 
     /// Has the session settled at the end of the turn.
@@ -216,13 +269,66 @@ impl Context {
         self.find(conn)?;
         let session = self.sessions[conn.slot()].take()?;
         self.live -= 1;
+        self.account.release(session.charged());
         if let Some(key) = session.timer {
             self.timers.cancel(key);
         }
-        for timer in session.timers.iter().flat_map(|timers| timers.iter()) {
+        for timer in session.rare.iter().flat_map(|rare| rare.timers.iter()) {
             self.timers.cancel_user(*timer);
         }
         Some(session)
+    }
+
+    /// Has reading of the session rest until the server is below its memory limit again.
+    #[cold]
+    pub(super) fn rest(&mut self, conn: ConnId) {
+        let Some(session) = self.find(conn) else { return };
+        if !session.pauses.add(Pauses::MEMORY) {
+            return;
+        }
+        if self.resting.is_empty() {
+            self.timers.insert(self.now + super::MEMORY_PAUSE, Timer::Memory);
+        }
+        self.resting.push(conn);
+    }
+
+    /// Takes received bytes out of the session's allowance.
+    #[cold]
+    pub(super) fn count_bytes(&mut self, conn: ConnId, bytes: u64) {
+        self.count(conn, bytes, |options| options.receive_rate_max, |rare| &mut rare.bytes_left);
+    }
+
+    /// Takes received messages out of the session's allowance.
+    pub(crate) fn count_messages(&mut self, conn: ConnId, messages: u64) {
+        self.count(conn, messages, |options| options.message_rate_max, |rare| &mut rare.messages_left);
+    }
+
+    /// Has reading rest until an allowance that is overdrawn has something in it again.
+    fn count(
+        &mut self,
+        conn: ConnId,
+        amount: u64,
+        rate: impl Fn(&ConnectionOptions) -> Option<Rate>,
+        bucket: impl Fn(&mut Rare) -> &mut Bucket,
+    ) {
+        let now = self.now.saturating_duration_since(self.started);
+        let Some(session) = self.sessions.get_mut(conn.slot()).and_then(Option::as_mut) else { return };
+        let Some(rate) = rate(&self.options[session.service as usize]) else { return };
+        let Some(wait) = bucket(session.rare()).spend(amount, rate, now) else { return };
+        // A timer that was set for less wakes it early; then the next bytes put it to rest again.
+        if session.pauses.add(Pauses::RATE) {
+            self.totals.throttled += 1;
+            self.timers.insert(self.now + wait.min(THROTTLE_MAX), Timer::Rate(conn));
+        }
+    }
+
+    /// What the session keeps, with `buf` behind it.
+    #[cold]
+    pub(super) fn join_kept(&mut self, conn: ConnId, buf: Buf) -> Buf {
+        match self.sessions.get_mut(conn.slot()).and_then(Option::as_mut) {
+            Some(session) => session.join(buf, &self.pool, &mut self.account),
+            None => buf,
+        }
     }
 
     /// Sets the session's own timer, in place of the one that was set.
@@ -235,10 +341,18 @@ impl Context {
         }
     }
 
+    /// Cancels the session's own timer, if it is set.
+    pub(super) fn cancel_session_timer(&mut self, conn: ConnId) {
+        if let Some(key) = self.find(conn).and_then(|session| session.timer.take()) {
+            self.timers.cancel(key);
+        }
+    }
+
     /// Reads the engine's clock.
     #[inline]
     pub(super) fn set_now(&mut self, now: Instant) {
         self.now = now;
+        self.aio.set_now(now);
         self.clock = now.saturating_duration_since(self.started).as_millis() as u32;
     }
 
@@ -254,17 +368,52 @@ impl Context {
     /// Publishes the counters of this turn.
     pub(super) fn publish(&mut self) {
         self.totals.connections = self.live as u64;
+        self.totals.dropped_messages = self.account.dropped_messages;
+        self.totals.dropped_bytes = self.account.dropped_bytes;
         self.counters.publish(&self.totals);
     }
 }
 
-/// Facts that only the engine knows.
-pub(crate) trait Facts {
-    fn info(&self, conn: ConnId) -> io::Result<ringport_engine::ConnInfo>;
+/// What a job returns, or that it panicked.
+fn outcome<R: Send + 'static>(job: impl FnOnce() -> R) -> Message {
+    match catch_unwind(AssertUnwindSafe(job)) {
+        Ok(result) => Box::new(result),
+        Err(_) => Box::new(JobPanicked),
+    }
 }
 
-impl<E: ringport_engine::Engine> Facts for E {
-    fn info(&self, conn: ConnId) -> io::Result<ringport_engine::ConnInfo> {
-        ringport_engine::Engine::info(self, conn)
+/// What a callback may ask the engine itself.
+pub(crate) trait Facts {
+    fn info(&self, conn: ConnId) -> io::Result<ConnInfo>;
+    fn option(&self, conn: ConnId, name: OptionName) -> io::Result<SocketOption>;
+    fn set_option(&mut self, conn: ConnId, option: &SocketOption) -> io::Result<()>;
+    fn tcp_info(&self, conn: ConnId) -> io::Result<TcpInfo>;
+    fn watch_urgent(&mut self, conn: ConnId) -> io::Result<()>;
+    fn at_mark(&self, conn: ConnId) -> io::Result<bool>;
+}
+
+impl<E: Engine> Facts for E {
+    fn info(&self, conn: ConnId) -> io::Result<ConnInfo> {
+        Engine::info(self, conn)
+    }
+
+    fn option(&self, conn: ConnId, name: OptionName) -> io::Result<SocketOption> {
+        Engine::option(self, conn, name)
+    }
+
+    fn set_option(&mut self, conn: ConnId, option: &SocketOption) -> io::Result<()> {
+        Engine::set_option(self, conn, option)
+    }
+
+    fn tcp_info(&self, conn: ConnId) -> io::Result<TcpInfo> {
+        Engine::tcp_info(self, conn)
+    }
+
+    fn watch_urgent(&mut self, conn: ConnId) -> io::Result<()> {
+        Engine::watch_urgent(self, conn)
+    }
+
+    fn at_mark(&self, conn: ConnId) -> io::Result<bool> {
+        Engine::at_mark(self, conn)
     }
 }

@@ -45,8 +45,12 @@ counters! {
     accepted,
     /// Connections taken over from the worker that accepted them.
     taken_over,
-    /// Connections refused because of a limit.
+    /// Connections refused because of a limit, whichever.
     refused,
+    /// Those of them that were refused because their address has enough connections.
+    refused_by_address,
+    /// Those of them that were refused because too many came at a time.
+    refused_by_rate,
     /// Accepts that failed, for want of descriptors or memory.
     accepts_failed,
     /// Connections opened by connecting.
@@ -61,6 +65,14 @@ counters! {
     sent_bytes,
     /// Sends that were taken whole before the call returned.
     sends_at_once,
+    /// Times that reading of a connection was put to rest by a rate limit.
+    throttled,
+    /// Messages that a policy dropped because too much was queued.
+    dropped_messages,
+    /// Bytes of those.
+    dropped_bytes,
+    /// Bytes that count against the memory limit now: queued, kept, or copies that handlers hold.
+    charged_bytes,
     /// Callbacks that panicked.
     panics,
     /// Turns of the loop.

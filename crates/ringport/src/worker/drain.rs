@@ -68,7 +68,7 @@ impl<E: Engine> Worker<E> {
         let (late, over) = (now >= drain.deadline, now >= drain.deadline + CUT_OFF);
         for conn in self.context.ids() {
             let Some(session) = self.context.find(conn) else { continue };
-            let quiet = Duration::from_millis(clock.wrapping_sub(session.active_at).into()) >= QUIET;
+            let quiet = session.quiet(clock) >= QUIET;
             let done = quiet && session.queued() == 0;
             match session.phase {
                 Phase::Ended => continue,

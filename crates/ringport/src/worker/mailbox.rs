@@ -77,6 +77,18 @@ impl<T> Mailbox<T> {
         Ok(())
     }
 
+    /// Puts a message into the mailbox as soon as there is room. For threads that may wait. When the worker is gone the
+    /// message is dropped.
+    pub(crate) fn push_patiently(&self, mut message: T) {
+        while let Err(back) = self.push(message) {
+            if self.is_closed() {
+                return;
+            }
+            message = back;
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+    }
+
     /// Whether the worker is gone, so that nothing will be accepted any more.
     pub(crate) fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Acquire)

@@ -5,47 +5,58 @@
 //! 1. wait for the engine, unless something is left to do (`turn`),
 //! 2. each event to its session's handler, and what the handler asked for to the engine right after (`event`, `settle`),
 //! 3. messages from other threads (`letters`),
-//! 4. timers (`timer`),
-//! 5. sessions that a callback of another session touched, and those that may write again.
+//! 4. timers (`timer`), then tasks that are ready (`run_tasks`),
+//! 5. sessions that a callback of another session touched, then those that are to hear of their queue (`Later`).
 //!
 //! A panic in a callback is caught around the whole turn, so that it costs nothing a message; the session whose
 //! callback it was is aborted and the turn goes on where it stopped.
 
 mod accept;
+mod account;
 mod context;
 mod counters;
 mod datagram;
 mod drain;
+mod gate;
 mod mailbox;
+mod race;
 mod service;
 mod settle;
+mod tasks;
 mod timers;
 mod wheel;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-pub(crate) use context::Facts;
+pub(crate) use account::{Account, Budget};
 pub use context::{ConnectionId, Context};
+pub(crate) use context::{Facts, Parts};
 pub(crate) use counters::Counters;
 pub use counters::WorkerStats;
 pub(crate) use datagram::{DatagramFactory, datagram_factory};
+pub(crate) use gate::{Gate, Permit};
 pub(crate) use mailbox::Mailbox;
+use race::Race;
+pub(crate) use race::Resolved;
+use ringport_engine::engine::{asked_to_end, ring_when_asked_to_end};
 use ringport_engine::{Buf, ConnId, Engine, EngineConfig, Event, ListenerId, Pool, PoolConfig, UdpId};
-use service::{Call, Happening, Service};
-pub(crate) use service::{Factory, factory};
+pub(crate) use service::{Call, Factory, Happening, Service, factory};
 pub use timers::TimerId;
 use timers::{Timer, Timers};
 pub(crate) use wheel::TimerKey;
 
 pub(crate) use self::accept::Share;
 use self::drain::Drain;
+use crate::aio::{ListenerCell, Runtime, Streams};
+use crate::blocking::Blocking;
 use crate::remote::{Letter, Remote};
-use crate::session::{CloseReason, ConnectionOptions, Ending, Phase};
+use crate::session::{CloseReason, ConnectionOptions, Ending, Pauses, Phase};
 
 /// One thread's share of a server or client.
 pub(crate) struct Worker<E: Engine> {
@@ -63,8 +74,15 @@ pub(crate) struct Worker<E: Engine> {
     share: Share,
     tick: Option<Duration>,
     drain: Option<Drain>,
+    /// Time to drain when the process is asked to end; `None` if another worker sees to that, or nobody.
+    stop_on_signals: Option<Duration>,
+    /// Connects to several addresses under way, by number.
+    races: BTreeMap<u32, Race>,
+    next_race: u32,
     /// Ends when its last connection has ended: a client.
     until_idle: bool,
+    /// The service of the connections that tasks open.
+    task_service: u32,
     /// Whose callback runs.
     current: Option<ConnId>,
 }
@@ -74,10 +92,15 @@ struct Listening {
     service: u32,
     /// Its connections are spread over the workers by this one.
     hand_over: bool,
+    /// The listener of a task that waits for its connections.
+    queue: Option<Rc<ListenerCell>>,
 }
 
 /// Messages taken out of the mailbox in one turn. The rest waits for the next, so that I/O goes on.
 const LETTERS_PER_TURN: usize = 1024;
+
+/// How long connections rest at least when the server is above its memory limit.
+const MEMORY_PAUSE: Duration = Duration::from_millis(10);
 
 /// What a worker is made of, apart from its engine.
 pub(crate) struct WorkerSetup {
@@ -86,8 +109,11 @@ pub(crate) struct WorkerSetup {
     pub(crate) remote: Remote,
     pub(crate) counters: Arc<Counters>,
     pub(crate) global_live: Arc<AtomicUsize>,
+    pub(crate) budget: Arc<Budget>,
+    pub(crate) blocking: Option<Arc<Blocking>>,
     pub(crate) share: Share,
     pub(crate) tick: Option<Duration>,
+    pub(crate) stop_on_signals: Option<Duration>,
     pub(crate) until_idle: bool,
 }
 
@@ -100,11 +126,19 @@ impl<E: Engine> Worker<E> {
         let mailbox = Arc::clone(&setup.remote.mailboxes[usize::from(setup.number)]);
         let waker = engine.waker();
         mailbox.bind(move || waker.wake());
+        if setup.stop_on_signals.is_some() {
+            ring_when_asked_to_end(engine.waker())?;
+        }
         let mut timers = Timers::new(now);
         if let Some(period) = setup.tick {
             timers.insert(now + period, Timer::Tick);
         }
-        let (factories, options): (Vec<_>, Vec<_>) = setup.services.into_iter().unzip();
+        let (factories, mut options): (Vec<_>, Vec<_>) = setup.services.into_iter().unzip();
+        let mut services: Vec<_> = factories.iter().map(|factory| factory()).collect();
+        let task_service = services.len() as u32;
+        services.push(Streams::of_tasks());
+        options.push(ConnectionOptions::default().rest_when_full(false));
+        let aio = Runtime::new(setup.number, pool.clone(), config.network.clone(), &setup.remote, now);
         let context = Context {
             number: setup.number,
             sessions: Vec::new(),
@@ -113,8 +147,10 @@ impl<E: Engine> Worker<E> {
             pool,
             timers,
             dirty: Vec::new(),
-            writable: VecDeque::new(),
+            later: VecDeque::new(),
             totals: WorkerStats::default(),
+            account: Account::new(setup.budget),
+            resting: Vec::new(),
             counters: setup.counters,
             global_live: setup.global_live,
             started: now,
@@ -122,11 +158,15 @@ impl<E: Engine> Worker<E> {
             clock: 0,
             remote: setup.remote,
             stopping: false,
+            aio,
+            blocking: setup.blocking,
+            done: VecDeque::new(),
+            resolving: 0,
         };
         Ok(Self {
             engine,
             context,
-            services: factories.iter().map(|factory| factory()).collect(),
+            services,
             listeners: Vec::new(),
             udp: Vec::new(),
             udp_writable: Vec::new(),
@@ -134,8 +174,12 @@ impl<E: Engine> Worker<E> {
             mailbox,
             share: setup.share,
             tick: setup.tick,
+            stop_on_signals: setup.stop_on_signals,
             drain: None,
+            races: BTreeMap::new(),
+            next_race: 0,
             until_idle: setup.until_idle,
+            task_service,
             current: None,
         })
     }
@@ -146,8 +190,13 @@ impl<E: Engine> Worker<E> {
     ///
     /// Only what ends the worker: the engine cannot go on.
     pub(crate) fn turn(&mut self, deadline: Option<Instant>) -> io::Result<()> {
-        let writable = !self.context.writable.is_empty() || !self.udp_writable.is_empty();
-        let busy = !self.context.dirty.is_empty() || writable;
+        let _entered = self.context.aio.enter();
+        let context = &self.context;
+        let busy = !context.dirty.is_empty()
+            || !context.later.is_empty()
+            || !context.done.is_empty()
+            || !self.udp_writable.is_empty()
+            || self.has_ready_tasks();
         if busy || !self.mailbox.prepare_sleep() {
             self.engine.wait(Some(self.context.now))?;
         } else {
@@ -180,8 +229,10 @@ impl<E: Engine> Worker<E> {
     /// Whether nothing is left to do, ever.
     pub(crate) fn is_finished(&self) -> bool {
         let ending = self.drain.is_some() || self.until_idle;
-        let ended = self.context.live == 0 && self.listeners.is_empty() && !self.has_datagrams();
-        ending && ended || self.drain.as_ref().is_some_and(|drain| drain.is_hopeless(self.context.now))
+        let listens = !self.listeners.is_empty() || self.has_datagrams();
+        let ended = self.context.live == 0 && !listens && self.context.resolving == 0;
+        let idle = self.drain.is_some() || !self.context.aio.has_tasks();
+        ending && ended && idle || self.drain.as_ref().is_some_and(|drain| drain.is_hopeless(self.context.now))
     }
 
     /// Everything of a turn that may call a handler. After a panic it is called again and goes on.
@@ -195,9 +246,16 @@ impl<E: Engine> Worker<E> {
             *letters -= 1;
             self.letter(letter);
         }
+        for _ in 0..self.context.done.len() {
+            let Some((to, message)) = self.context.done.pop_front() else { break };
+            if to.worker() == self.context.number() {
+                self.call(to.conn, Happening::Message(message));
+            }
+        }
         while let Some(timer) = self.context.timers.next_expired() {
             self.timer(timer);
         }
+        self.run_tasks();
         while let Some(conn) = self.context.dirty.pop() {
             if let Some(session) = self.context.find(conn) {
                 session.dirty = false;
@@ -205,10 +263,10 @@ impl<E: Engine> Worker<E> {
             }
         }
         self.tell_writable_datagrams();
-        // Those that become writable meanwhile have their turn in the next one, since a handler may fill the queue at once again.
-        for _ in 0..self.context.writable.len() {
-            let Some(conn) = self.context.writable.pop_front() else { return };
-            self.call(conn, Happening::Writable);
+        // What is added meanwhile has its turn in the next one, since a handler may fill its queue at once again.
+        for _ in 0..self.context.later.len() {
+            let Some((conn, later)) = self.context.later.pop_front() else { return };
+            self.call(conn, later.into());
         }
     }
 
@@ -232,8 +290,21 @@ impl<E: Engine> Worker<E> {
             Event::DatagramsWritable { udp } => self.datagrams_writable(udp),
             Event::DatagramFailed { udp, to, error } => self.incident(udp, datagram::Incident::Failed(to, &error)),
             Event::UdpClosed { udp, unsent } => self.udp_closed(udp, unsent),
-            Event::ListenerClosed { listener } => self.listeners.retain(|listening| listening.id != listener),
+            Event::ListenerClosed { listener } => self.listener_closed(listener),
+            Event::Woken => self.woken(),
             _ => {}
+        }
+    }
+
+    /// Another thread wants something, or a signal arrived.
+    fn woken(&mut self) {
+        if let Some(within) = self.stop_on_signals
+            && let Some(given) = asked_to_end()
+        {
+            let within = within.min(given);
+            self.stop_on_signals = None;
+            tracing::info!(?within, "draining");
+            self.context.remote.shut_down(within);
         }
     }
 
@@ -248,10 +319,18 @@ impl<E: Engine> Worker<E> {
         if session.phase != Phase::Open {
             return; // Closing: what still comes is discarded, as the graceful close promises.
         }
-        session.active_at = clock;
-        let (service, state) = (session.service as usize, session.state);
+        session.received_at = clock;
+        let (service, state, metered) = (session.service as usize, session.state, session.metered);
+        let received = buf.len() as u64;
+        let buf = if session.keeps { context.join_kept(conn, buf) } else { buf };
+        if metered {
+            context.count_bytes(conn, received);
+        }
+        if context.account.is_over() {
+            context.rest(conn);
+        }
         self.current = Some(conn);
-        self.services[service].data(Call { context, facts: &self.engine, conn, state }, buf);
+        self.services[service].data(Call { context, facts: &mut self.engine, conn, state }, buf);
         self.current = None;
         self.settle(conn);
     }
@@ -264,25 +343,31 @@ impl<E: Engine> Worker<E> {
         let Some(session) = context.find(conn) else { return };
         session.handed += bytes as u64;
         session.sending = !idle;
-        session.active_at = clock;
+        session.sent_at = clock;
+        context.account.release(bytes as u64);
         self.settle(conn);
     }
 
     fn connected(&mut self, conn: ConnId) {
-        let Some(session) = self.context.find(conn) else { return };
+        let Some(session) = self.context.find(conn).filter(|session| session.phase == Phase::Connecting) else {
+            return;
+        };
         session.phase = Phase::Open;
+        if let Some(race) = session.rare.as_ref().and_then(|rare| rare.race) {
+            self.win(race, conn);
+        }
         self.context.totals.connected += 1;
         self.opened(conn);
     }
 
-    /// The first callback of a session, and its idle timer.
+    /// The first callback of a session, and its deadlines.
     fn opened(&mut self, conn: ConnId) {
-        let Some(session) = self.context.find(conn) else { return };
+        let context = &mut self.context;
+        let Some(session) = context.sessions.get_mut(conn.slot()).and_then(Option::as_mut) else { return };
         session.opened = true;
-        let service = session.service as usize;
-        if let Some(timeout) = self.context.options[service].idle_timeout {
-            self.context.set_session_timer(conn, self.context.now + timeout, Timer::Idle(conn));
-        }
+        session.begin(&context.options[session.service as usize], context.clock);
+        context.cancel_session_timer(conn);
+        self.deadline(conn);
         self.call(conn, Happening::Open);
     }
 
@@ -304,7 +389,7 @@ impl<E: Engine> Worker<E> {
         }
         let (service, state) = (session.service as usize, session.state);
         self.current = Some(conn);
-        self.services[service].on(Call { context: &mut self.context, facts: &self.engine, conn, state }, what);
+        self.services[service].on(Call { context: &mut self.context, facts: &mut self.engine, conn, state }, what);
         self.current = None;
         self.settle(conn);
     }
@@ -339,48 +424,57 @@ impl<E: Engine> Worker<E> {
             Letter::Abort(conn) => {
                 self.context.end(self.context.id_of(conn), Ending::Abort);
             }
-            Letter::Adopt(socket, service) => {
+            Letter::Wake => {} // It has ended the sleep; the tasks have their turn after the letters.
+            Letter::Start(start) => start(),
+            Letter::Resolved(resolved) => self.resolved(*resolved),
+            Letter::Adopt(socket, service, permit) => {
                 self.context.totals.taken_over += 1;
-                self.adopt(socket, service);
+                self.adopt(socket, service, permit);
             }
         }
     }
 
     fn timer(&mut self, timer: Timer) {
         match timer {
-            Timer::Idle(conn) => self.idle(conn),
+            Timer::Deadline(conn) => self.deadline(conn),
             Timer::Linger(conn) => self.lingered(conn),
             Timer::User(id) => {
                 if let Some(due) = self.context.timers.due(id, self.context.now) {
                     self.call(due.conn, Happening::Timer(id, due.token));
                 }
             }
+            Timer::Sleep(sleep) => {
+                let waiting = self.context.aio.slept(sleep);
+                self.context.aio.poll_now(waiting);
+                self.context.carry_out(&self.engine, None);
+            }
             Timer::Tick => self.run_tick(),
             Timer::Sweep(udp) => self.sweep(udp),
             Timer::Drain => self.drain_step(),
+            Timer::Rate(conn) => {
+                if let Some(session) = self.context.find(conn) {
+                    session.pauses.remove(Pauses::RATE);
+                    self.settle(conn);
+                }
+            }
+            Timer::Race(number) => self.next_attempt(number),
+            Timer::Memory => self.look_at_memory(),
         }
     }
 
-    /// The idle time since the timer was set may have been interrupted: refreshing costs a store, not a timer.
-    fn idle(&mut self, conn: ConnId) {
-        let (clock, now) = (self.context.clock, self.context.now);
-        let Some(session) = self.context.find(conn) else { return };
-        session.timer = None;
-        if session.phase != Phase::Open {
+    /// Lets those that rest for want of memory read again, if there is some; otherwise looks again soon, since it may be
+    /// other workers that free it.
+    fn look_at_memory(&mut self) {
+        if self.context.account.is_still_over() {
+            self.context.timers.insert(self.context.now + MEMORY_PAUSE, Timer::Memory);
             return;
         }
-        let (service, quiet) = (session.service as usize, clock.wrapping_sub(session.active_at));
-        let Some(timeout) = self.context.options[service].idle_timeout else { return };
-        let quiet = Duration::from_millis(quiet.into());
-        if quiet < timeout {
-            self.context.set_session_timer(conn, now + (timeout - quiet), Timer::Idle(conn));
-            return;
+        for conn in std::mem::take(&mut self.context.resting) {
+            if let Some(session) = self.context.find(conn) {
+                session.pauses.remove(Pauses::MEMORY);
+                self.settle(conn);
+            }
         }
-        if let Some(session) = self.context.find(conn) {
-            let how = if session.queued() == 0 { Ending::Plain } else { Ending::Abort };
-            session.end(how, CloseReason::Idle);
-        }
-        self.settle(conn);
     }
 
     fn run_tick(&mut self) {
@@ -405,7 +499,20 @@ impl<E: Engine> Worker<E> {
         totals.datagrams_truncated = engine.datagrams_truncated;
         totals.datagrams_failed = engine.datagrams_failed + self.datagrams_unsent;
         totals.copies = self.context.pool.copies();
+        if totals.copies > 0 {
+            self.context.account.set_copies(self.context.pool.copied_out_bytes());
+        }
+        let totals = &mut self.context.totals;
+        totals.charged_bytes = self.context.account.used();
         self.context.publish();
+    }
+
+    /// Starts the tasks that the services have for the beginning.
+    pub(crate) fn start(&mut self) {
+        let _entered = self.context.aio.enter();
+        for service in &mut self.services {
+            service.start(&mut self.context);
+        }
     }
 
     pub(crate) fn context(&self) -> &Context {
@@ -426,6 +533,7 @@ impl<E: Engine> Worker<E> {
 impl<E: Engine> Drop for Worker<E> {
     /// The connections that are left end with the engine; the limit must not count them for ever.
     fn drop(&mut self) {
+        self.context.aio.close();
         self.mailbox.close();
         self.context.global_live.fetch_sub(self.context.live, Ordering::Relaxed);
         self.context.live = 0;

@@ -12,7 +12,7 @@ use crate::session::CloseReport;
 /// What a callback needs from the worker.
 pub(crate) struct Call<'a> {
     pub(crate) context: &'a mut Context,
-    pub(crate) facts: &'a dyn Facts,
+    pub(crate) facts: &'a mut dyn Facts,
     pub(crate) conn: ConnId,
     /// Where the user's state lies.
     pub(crate) state: u32,
@@ -22,10 +22,31 @@ pub(crate) struct Call<'a> {
 pub(crate) enum Happening<'a> {
     Open,
     PeerClosed,
+    Full,
     Writable,
+    Flushed(u64),
+    Heartbeat,
     Timer(TimerId, u64),
     Message(Message),
     Close(&'a CloseReport),
+}
+
+/// What a session hears of its queue, after the events of the turn.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Later {
+    Full,
+    Writable,
+    Flushed(u64),
+}
+
+impl From<Later> for Happening<'_> {
+    fn from(later: Later) -> Self {
+        match later {
+            Later::Full => Self::Full,
+            Later::Writable => Self::Writable,
+            Later::Flushed(token) => Self::Flushed(token),
+        }
+    }
 }
 
 /// A handler with the states of its connections.
@@ -38,8 +59,10 @@ pub(crate) trait Service {
     fn data(&mut self, call: Call<'_>, buf: Buf);
     /// All others.
     fn on(&mut self, call: Call<'_>, what: Happening<'_>);
-    fn connect_failed(&mut self, context: &mut Context, error: &io::Error);
+    fn connect_failed(&mut self, context: &mut Context, conn: Option<ConnId>, error: &io::Error);
     fn tick(&mut self, context: &mut Context);
+    /// The worker starts.
+    fn start(&mut self, _: &mut Context) {}
 }
 
 /// A factory of services, one for each worker.
@@ -57,7 +80,7 @@ struct Typed<H: Handler> {
 
 impl<H: Handler> Typed<H> {
     #[inline]
-    fn parts<'a>(&'a mut self, call: Call<'a>) -> (&'a mut H, Connection<'a, H::State>) {
+    fn parts<'a, 'c: 'a>(&'a mut self, call: Call<'c>) -> (&'a mut H, Connection<'a, H::State>) {
         let Call { context, facts, conn, state } = call;
         let state = self.states[state as usize].as_mut().expect("a live session has a state");
         (&mut self.handler, Connection { context, facts, slot: conn.slot(), state })
@@ -92,14 +115,17 @@ impl<H: Handler> Service for Typed<H> {
         match what {
             Happening::Open => handler.open(conn),
             Happening::PeerClosed => handler.peer_closed(conn),
+            Happening::Full => handler.full(conn),
             Happening::Writable => handler.writable(conn),
+            Happening::Flushed(token) => handler.flushed(conn, token),
+            Happening::Heartbeat => handler.heartbeat(conn),
             Happening::Timer(timer, token) => handler.timer(conn, timer, token),
             Happening::Message(message) => handler.message(conn, message),
             Happening::Close(report) => handler.close(conn, report),
         }
     }
 
-    fn connect_failed(&mut self, context: &mut Context, error: &io::Error) {
+    fn connect_failed(&mut self, context: &mut Context, _: Option<ConnId>, error: &io::Error) {
         self.handler.connect_failed(context, error);
     }
 

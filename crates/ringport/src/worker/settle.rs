@@ -4,10 +4,10 @@ use std::io;
 
 use ringport_engine::{Close, ConnId, Engine, Want};
 
-use super::service::{Call, Happening};
+use super::service::{Call, Happening, Later};
 use super::timers::Timer;
 use super::{Ordering, Worker};
-use crate::session::{CloseReason, CloseReport, Ending, Fin, Phase};
+use crate::session::{CloseReason, CloseReport, Ending, Fin, Phase, Verdict};
 
 impl<E: Engine> Worker<E> {
     /// Brings the engine in line with the session: sends, reading on or off, closing.
@@ -18,29 +18,42 @@ impl<E: Engine> Worker<E> {
         if session.conn != conn {
             return;
         }
-        while !session.sending && !session.outbox.is_empty() && session.phase != Phase::Ended {
+        while !session.sending && session.phase != Phase::Ended && (!session.outbox.is_empty() || session.refill()) {
             let progress = self.engine.send(conn, &mut session.outbox);
+            session.sent_at = context.clock;
             session.handed += progress.bytes as u64;
             session.sending = !progress.idle;
             context.totals.sent_bytes += progress.bytes as u64;
+            context.account.release(progress.bytes as u64);
             context.totals.sends_at_once += u64::from(progress.idle);
             if progress.bytes == 0 {
                 break;
             }
         }
-        if session.full && session.queued() <= context.options[session.service as usize].low_mark {
-            session.full = false;
-            context.writable.push_back(conn);
+        if session.full {
+            let low = session.queued() <= context.options[session.service as usize].low_mark;
+            if low {
+                (session.full, session.told_full, session.over) = (false, false, false);
+                context.later.push_back((conn, Later::Writable));
+            } else if !std::mem::replace(&mut session.told_full, true) {
+                context.later.push_back((conn, Later::Full));
+            }
+        }
+        while let Some(token) = session.next_flushed() {
+            context.later.push_back((conn, Later::Flushed(token)));
         }
         if session.phase == Phase::Open && session.ending.is_none() {
             if session.fin == Fin::Asked && !session.sending && session.outbox.is_empty() {
                 session.fin = Fin::Sent;
                 self.engine.shutdown_write(conn);
             }
-            let rests = session.full && context.options[session.service as usize].rest_when_full;
-            let receiving = !session.paused_by_user && !rests;
+            let rests = session.full && (session.over || context.options[session.service as usize].rest_when_full);
+            let receiving = !rests && !session.pauses.any();
             if receiving != session.receiving {
                 session.receiving = receiving;
+                if receiving {
+                    session.begin_reading(&context.options[session.service as usize], context.clock);
+                }
                 self.engine.receive(conn, if receiving { Want::On } else { Want::Paused });
             }
         } else {
@@ -65,6 +78,7 @@ impl<E: Engine> Worker<E> {
                 }
                 let linger = self.context.options[service].linger;
                 self.context.set_session_timer(conn, self.context.now + linger, Timer::Linger(conn));
+                self.context.aio().closing(conn);
                 self.flushed(conn);
             }
             (Phase::Flushing, _) => self.flushed(conn),
@@ -89,10 +103,37 @@ impl<E: Engine> Worker<E> {
         }
     }
 
+    /// A deadline of a session that connects or is open may be over.
+    pub(super) fn deadline(&mut self, conn: ConnId) {
+        let context = &mut self.context;
+        let Some(session) = context.sessions.get_mut(conn.slot()).and_then(Option::as_mut) else { return };
+        if session.conn != conn {
+            return;
+        }
+        session.timer = None;
+        if !matches!(session.phase, Phase::Connecting | Phase::Open) || session.ending.is_some() {
+            return;
+        }
+        match session.judge(&context.options[session.service as usize], context.clock) {
+            Verdict::Wait(None) => {}
+            Verdict::Wait(Some(time)) => context.set_session_timer(conn, context.now + time, Timer::Deadline(conn)),
+            Verdict::Beat(time) => {
+                context.set_session_timer(conn, context.now + time, Timer::Deadline(conn));
+                self.call(conn, Happening::Heartbeat);
+            }
+            Verdict::Close(reason) => {
+                let lost = session.queued() > 0 || session.phase == Phase::Connecting;
+                session.end(if lost { Ending::Abort } else { Ending::Plain }, reason);
+                self.settle(conn);
+            }
+        }
+    }
+
     fn give_up(&mut self, conn: ConnId, how: Close) {
         if let Some(session) = self.context.find(conn) {
             session.phase = Phase::Ended;
         }
+        self.context.aio().closing(conn);
         self.engine.close(conn, how);
     }
 
@@ -102,7 +143,7 @@ impl<E: Engine> Worker<E> {
         let Some(session) = self.context.find(conn) else { return };
         session.timer = None;
         let service = session.service as usize;
-        let quiet = std::time::Duration::from_millis(clock.wrapping_sub(session.active_at).into());
+        let quiet = session.quiet(clock);
         let linger = self.context.options[service].linger;
         let Some(session) = self.context.find(conn) else { return };
         if session.phase == Phase::Flushing && quiet < linger {
@@ -117,15 +158,21 @@ impl<E: Engine> Worker<E> {
     pub(super) fn closed(&mut self, conn: ConnId, why: Option<io::Error>, unsent: u64, unacked: Option<u64>) {
         let Some(session) = self.context.find(conn) else { return };
         // What the kernel still took after the engine was told to close has had no event of its own.
-        let handed = session.accepted.saturating_sub(unsent + session.outbox.bytes());
+        let handed = session.accepted.saturating_sub(unsent + session.unseen());
         debug_assert!(handed >= session.handed, "the ledger of {conn}: {handed} < {}", session.handed);
-        let late = handed - session.handed;
-        session.handed = handed;
+        let late = handed.saturating_sub(session.handed);
+        session.handed += late;
         let (service, state) = (session.service as usize, session.state);
         if !session.opened {
-            let error = why.unwrap_or_else(|| io::ErrorKind::ConnectionAborted.into());
+            let late = session.reason == Some(CloseReason::ConnectTimeout);
+            let kind = if late { io::ErrorKind::TimedOut } else { io::ErrorKind::ConnectionAborted };
+            let error = why.unwrap_or_else(|| kind.into());
+            let race = session.rare.as_ref().and_then(|rare| rare.race);
             self.forget(conn);
-            self.services[service].connect_failed(&mut self.context, &error);
+            match race {
+                Some(race) => self.attempt_failed(race, conn, error),
+                None => self.services[service].connect_failed(&mut self.context, Some(conn), &error),
+            }
             return;
         }
         let reason = match &why {
@@ -139,11 +186,14 @@ impl<E: Engine> Worker<E> {
             handed_to_kernel: session.handed,
             unacked: unacked.map(|unacked| unacked + session.queued()),
             received: session.received,
+            dropped_messages: session.rare.as_ref().map_or(0, |rare| rare.dropped_messages),
+            dropped_bytes: session.rare.as_ref().map_or(0, |rare| rare.dropped_bytes),
         };
         session.phase = Phase::Ended;
         self.context.totals.sent_bytes += late;
+        self.context.account.release(late);
         self.current = Some(conn);
-        let call = Call { context: &mut self.context, facts: &self.engine, conn, state };
+        let call = Call { context: &mut self.context, facts: &mut self.engine, conn, state };
         self.services[service].on(call, Happening::Close(&report));
         self.current = None;
         self.forget(conn);

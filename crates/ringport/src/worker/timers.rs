@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use ringport_engine::{ConnId, UdpId};
 
 use super::wheel::{TimerKey, Wheel};
+use crate::aio::SleepId;
 
 /// Handle of a timer. A stale one does nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -17,16 +18,24 @@ pub struct TimerId {
 /// What a timer in the wheel is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Timer {
-    /// The idle timeout of a session may be over.
-    Idle(ConnId),
+    /// A deadline of a session may be over.
+    Deadline(ConnId),
     /// A graceful close waited long enough.
     Linger(ConnId),
+    /// A session may receive again.
+    Rate(ConnId),
+    /// The next address of a race is due.
+    Race(u32),
     /// A timer of the user.
     User(TimerId),
+    /// A sleep of a task.
+    Sleep(SleepId),
     /// The handlers' background tick.
     Tick,
     /// Look which peers of a datagram socket are silent.
     Sweep(UdpId),
+    /// Look whether there is memory again.
+    Memory,
     /// Look which connections are quiet enough to be closed.
     Drain,
 }
@@ -128,5 +137,58 @@ impl Timers {
     /// The next timer that is due, in order. One at a time, so that a callback that panics costs no other timer.
     pub(super) fn next_expired(&mut self) -> Option<Timer> {
         self.expired.pop_front()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ringport_engine::engine::sim::SimEngine;
+    use ringport_engine::{Engine, EngineConfig, Pool, PoolConfig, SocketOptions, socket};
+
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    fn conn() -> ConnId {
+        let mut engine = SimEngine::open(&EngineConfig::default(), Pool::new(PoolConfig::default())).expect("it opens");
+        engine.connect(&socket::ip(([127, 0, 0, 1], 1).into()), &SocketOptions::default()).expect("it connects")
+    }
+
+    /// When the user's timers fire, if the worker looks every `step`.
+    fn fired(timers: &mut Timers, from: Instant, until: Instant, step: Duration) -> Vec<(u64, Instant)> {
+        let (mut now, mut fired) = (from, Vec::new());
+        while now <= until {
+            timers.expire(now);
+            while let Some(timer) = timers.next_expired() {
+                let Timer::User(id) = timer else { panic!("{timer:?} was never set") };
+                fired.extend(timers.due(id, now).map(|due| (due.token, now)));
+            }
+            now += step;
+        }
+        fired
+    }
+
+    #[test]
+    fn a_periodic_timer_does_not_drift() {
+        let (start, conn) = (Instant::now(), conn());
+        let mut timers = Timers::new(start);
+        let period = Some(10 * MS);
+        timers.insert_user(start + 10 * MS, Due { conn, token: 7, period });
+        // The worker looks every 7 ms, so that each time is late by up to that, but none by more.
+        let fired = fired(&mut timers, start, start + 10_006 * MS, 7 * MS);
+        assert_eq!(fired.len(), 1000);
+        for (number, (_, at)) in fired.iter().enumerate() {
+            let late = *at - (start + 10 * MS * (number as u32 + 1));
+            assert!(late < 7 * MS, "time {number} is late by {late:?}");
+        }
+    }
+
+    #[test]
+    fn periods_that_were_missed_are_skipped() {
+        let (start, conn) = (Instant::now(), conn());
+        let mut timers = Timers::new(start);
+        timers.insert_user(start + 10 * MS, Due { conn, token: 7, period: Some(10 * MS) });
+        assert_eq!(fired(&mut timers, start + 95 * MS, start + 99 * MS, MS).len(), 1);
+        assert_eq!(fired(&mut timers, start + 100 * MS, start + 109 * MS, MS).len(), 1);
     }
 }

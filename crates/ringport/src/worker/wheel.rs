@@ -413,6 +413,56 @@ mod tests {
         assert_eq!((wheel.entries.capacity(), out.capacity()), (capacity, 64));
     }
 
+    /// Nanoseconds each of `count` steps took.
+    fn report(what: &str, count: u32, since: Instant) {
+        println!("{what}: {} ns each", since.elapsed().as_nanos() / u128::from(count));
+    }
+
+    /// A million timers at one time, of which most are cancelled or refreshed, as those of connections are.
+    ///
+    /// What each step costs: `cargo test --release -p ringport --lib a_million -- --nocapture`.
+    #[test]
+    fn a_million_timers_fire_once_each_and_in_order() {
+        const COUNT: u32 = 1_000_000;
+        let start = Instant::now();
+        let mut wheel = Wheel::new(start);
+        // Spread over 17 minutes, in an order that has nothing to do with the deadlines.
+        let deadline = |number: u32| start + MS * (1 + number.wrapping_mul(2_654_435_761) % 1_000_000);
+        let clock = Instant::now();
+        let mut keys: Vec<_> = (0..COUNT).map(|number| wheel.insert(deadline(number), number)).collect();
+        report("insert", COUNT, clock);
+        let clock = Instant::now();
+        for number in (0..COUNT).step_by(2) {
+            let key = &mut keys[number as usize];
+            assert_eq!(wheel.cancel(*key), Some(number));
+            *key = wheel.insert(deadline(number) + 1000 * MS, number);
+        }
+        report("refresh", COUNT / 2, clock);
+        let clock = Instant::now();
+        for number in (0..COUNT).step_by(4) {
+            assert_eq!(wheel.cancel(keys[number as usize]), Some(number));
+        }
+        report("cancel", COUNT / 4, clock);
+        let (mut now, mut out, mut last) = (start, Vec::new(), start);
+        let clock = Instant::now();
+        while let Some(next) = wheel.next_deadline() {
+            now = now.max(next);
+            let from = out.len();
+            wheel.expire(now, &mut out);
+            for number in &out[from..] {
+                let at = deadline(*number) + 1000 * MS * u32::from(number.is_multiple_of(2));
+                assert!(at <= now && at > last, "{number} did not fire at its tick");
+            }
+            if out.len() > from {
+                last = now;
+            }
+        }
+        report("expire", COUNT / 4 * 3, clock);
+        out.sort_unstable();
+        assert!(out.into_iter().eq((0..COUNT).filter(|number| !number.is_multiple_of(4))), "each fires once");
+        assert_eq!(wheel.len(), 0);
+    }
+
     #[derive(Clone, Debug)]
     enum Step {
         Insert { after: u64 },

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ringport::{Client, CloseReason, ConnectionOptions, ListenOptions, OverLimit, Server, SocketOptions};
 
-use crate::stage::{Log, Player, Stage, What, listen_on, pattern, stages};
+use crate::stage::{Log, Player, Stage, What, listen_on, loses_resets, pattern, stages};
 
 stages!(
     a_graceful_close_loses_nothing_with_unread_input,
@@ -89,8 +89,12 @@ fn the_peer_closing_is_told_from_a_reset(stage: &Stage) {
             |to| Client::new().connect(to, 1, sender.make()),
             || server.all_closed(1) && client.all_closed(1),
         );
-        assert_eq!(server.reasons(), [expected]);
         assert_eq!(client.reasons(), [CloseReason::Local]);
+        if abort && !stage.is_simulated() && server.reasons() == [CloseReason::PeerClosed] && loses_resets() {
+            println!("skipped: this system may turn a reset into a FIN");
+            continue;
+        }
+        assert_eq!(server.reasons(), [expected]);
         assert_eq!(server.see().closed[0].failed, abort);
     }
 }

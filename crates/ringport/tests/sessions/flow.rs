@@ -1,8 +1,10 @@
 //! Bytes through sessions: exact, in order, bounded.
 
+use std::time::Duration;
+
 use ringport::{Client, ConnectionOptions, ListenOptions, OverLimit, PoolConfig, Refusal, SendOutcome, Server};
 
-use crate::stage::{Log, Player, Stage, What, listen_on, pattern, stages};
+use crate::stage::{Log, Player, Stage, What, listen_on, listen_with_small_buffers, pattern, small_buffers, stages};
 
 stages!(
     echo_is_byte_exact,
@@ -12,6 +14,9 @@ stages!(
     reading_rests_between_the_marks,
     refused_data_comes_back,
     writable_drives_an_endless_writer,
+    full_and_writable_take_turns,
+    flushes_are_told_in_order_when_the_kernel_has_all,
+    a_paused_reader_closes_the_window,
     paused_reading_loses_nothing,
     callbacks_come_in_order_over_churn,
 );
@@ -120,7 +125,7 @@ fn reading_rests_between_the_marks(stage: &Stage) {
     let sender = Player::with(&client, move |conn, what| match what {
         What::Open => {
             conn.pause();
-            conn.set_timer(std::time::Duration::from_millis(300), 0);
+            conn.set_timer(Duration::from_millis(300), 0);
             conn.send(sent.clone());
         }
         What::Timer(_) => conn.resume(),
@@ -199,6 +204,129 @@ fn writable_drives_an_endless_writer(stage: &Stage) {
     assert!(seen.received.iter().enumerate().all(|(at, byte)| *byte == (at % 251) as u8));
 }
 
+fn full_and_writable_take_turns(stage: &Stage) {
+    // The client stalls until it is told by a timer; the server writes until it hears that it is full.
+    let (server, client) = (Log::default(), Log::default());
+    let notes = server.clone();
+    let writer = Player::with(&server, move |conn, what| match what {
+        What::Open => drop(conn.set_interval(Duration::from_millis(1), 0)),
+        What::Timer(_) if conn.state.number == 0 => drop(conn.write(&[1; 50_000])),
+        What::Full => {
+            conn.state.number = 1;
+            assert!(conn.queued() > 64 << 10);
+            notes.see().notes.push("full".into());
+        }
+        What::Writable if conn.state.number == 1 => {
+            assert!(conn.queued() <= 16 << 10);
+            notes.see().notes.push("writable".into());
+            conn.close();
+        }
+        _ => {}
+    });
+    let reader = Player::with(&client, |conn, what| match what {
+        What::Open => {
+            conn.pause();
+            conn.set_timer(Duration::from_millis(400), 0);
+        }
+        What::Timer(_) => conn.resume(),
+        What::PeerClosed => conn.close(),
+        _ => {}
+    });
+    let options = ConnectionOptions::default().marks(16 << 10, 64 << 10);
+    stage.play(
+        Server::new().listen_with(listen_on(stage), listen_with_small_buffers(), options, writer.make()),
+        |to| Client::new().connect_with(to, 1, small_buffers(), ConnectionOptions::default(), reader.make()),
+        || server.all_closed(1) && client.all_closed(1),
+    );
+    assert_eq!(server.see().notes, ["full", "writable"]);
+    assert_eq!(client.see().received.len() as u64, server.see().closed[0].accepted);
+    server.no_breaches();
+}
+
+fn flushes_are_told_in_order_when_the_kernel_has_all(stage: &Stage) {
+    const STEPS: u64 = 30;
+    const BYTES: u64 = 20_000;
+    let (server, client) = (Log::default(), Log::default());
+    let notes = client.clone();
+    let sender = Player::with(&client, move |conn, what| match what {
+        What::Open => {
+            assert!(conn.flush(0), "a flush of nothing is one, too");
+            for step in 1..=STEPS {
+                conn.send(vec![step as u8; BYTES as usize]);
+                assert!(conn.flush(step));
+            }
+            assert_eq!(conn.queued(), STEPS * BYTES);
+        }
+        What::Flushed(token) => {
+            assert!(conn.queued() <= (STEPS - token) * BYTES, "{} bytes wait after flush {token}", conn.queued());
+            notes.see().notes.push(token.to_string());
+            if token == STEPS {
+                conn.close();
+                assert!(!conn.flush(99), "a closing connection has nothing to tell");
+            }
+        }
+        _ => {}
+    });
+    stage.play(
+        Server::new().listen_with(
+            listen_on(stage),
+            listen_with_small_buffers(),
+            ConnectionOptions::default(),
+            Player::new(&server).make(),
+        ),
+        |to| Client::new().connect_with(to, 1, small_buffers(), ConnectionOptions::default(), sender.make()),
+        || server.all_closed(1) && client.all_closed(1),
+    );
+    let expected: Vec<String> = (0..=STEPS).map(|step| step.to_string()).collect();
+    assert_eq!(client.see().notes, expected);
+    assert_eq!(server.see().received.len() as u64, STEPS * BYTES);
+    client.no_breaches();
+}
+
+fn a_paused_reader_closes_the_window(stage: &Stage) {
+    // The peer's sends block: its kernel takes no more, and has bytes that nobody acknowledged, until reading goes on.
+    let (server, client) = (Log::default(), Log::default());
+    let reader = Player::with(&server, |conn, what| match what {
+        What::Open => {
+            conn.pause();
+            conn.set_timer(Duration::from_millis(300), 0);
+        }
+        What::Timer(_) => conn.resume(),
+        What::PeerClosed => conn.close(),
+        _ => {}
+    });
+    let notes = client.clone();
+    let sender = Player::with(&client, move |conn, what| match what {
+        What::Open => {
+            conn.send(vec![5; 2_000_000]);
+            conn.set_timer(Duration::from_millis(100), 0);
+            conn.set_timer(Duration::from_millis(200), 1);
+        }
+        What::Timer(_) => {
+            let unacked = conn.info().expect("it is alive").unacked;
+            assert!(unacked.is_none_or(|unacked| unacked > 0), "the kernel still has bytes to send");
+            notes.see().notes.push(conn.queued().to_string());
+            if notes.see().notes.len() == 2 {
+                conn.close();
+            }
+        }
+        _ => {}
+    });
+    stage.play(
+        Server::new().listen_with(
+            listen_on(stage),
+            listen_with_small_buffers(),
+            ConnectionOptions::default(),
+            reader.make(),
+        ),
+        |to| Client::new().connect_with(to, 1, small_buffers(), ConnectionOptions::default(), sender.make()),
+        || server.all_closed(1) && client.all_closed(1),
+    );
+    let notes = client.see().notes.clone();
+    assert!(notes[0] == notes[1] && notes[0] != "0", "while the window is closed nothing moves: {notes:?}");
+    assert_eq!(server.see().received.len(), 2_000_000);
+}
+
 fn paused_reading_loses_nothing(stage: &Stage) {
     let (server, client) = (Log::default(), Log::default());
     let data = pattern(300_000);
@@ -206,7 +334,7 @@ fn paused_reading_loses_nothing(stage: &Stage) {
     let reader = Player::with(&server, |conn, what| match what {
         What::Data(_) => {
             conn.pause();
-            conn.set_timer(std::time::Duration::from_millis(1), 0);
+            conn.set_timer(Duration::from_millis(1), 0);
         }
         What::Timer(_) => conn.resume(),
         What::PeerClosed => conn.close(),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use ringport::{Client, CloseReason, ConnectionOptions, Faults, Server, Simulation, SocketOptions};
+use ringport::{Client, CloseReason, ConnectionOptions, Faults, OverLimit, Server, Simulation, SocketOptions};
 
 use crate::stage::{Log, Player, SIMULATED, What};
 
@@ -137,6 +137,98 @@ fn the_ledger_holds_under_every_fault() {
     }
     println!("{ended} connections ended, {graceful} of them with everything delivered");
     assert!(graceful * 4 > ended, "most runs must end well, or this test shows nothing");
+}
+
+/// Numbered messages to a reader that stops now and then, under a policy that drops.
+///
+/// Returns what each side logged, the number of messages that were sent and how many the counters say were dropped.
+fn play_dropping(seed: u64) -> (Log, Log, u64, u64) {
+    let (server, client) = (Log::default(), Log::default());
+    let sent = Arc::new(AtomicUsize::new(0));
+    let count = sent.clone();
+    let pusher = Player::with(&server, move |conn, what| match what {
+        What::Open => drop(conn.set_interval(Duration::from_micros(1500), 0)),
+        What::Timer(_) if conn.state.number >= 150 => conn.close(),
+        What::Timer(_) => {
+            for _ in 0..10 {
+                conn.state.number += 1;
+                count.fetch_add(1, Ordering::Relaxed);
+                conn.send(message(conn.state.number));
+            }
+        }
+        _ => {}
+    });
+    let reader = Player::with(&client, |conn, what| match what {
+        What::Data(_) => {
+            conn.pause();
+            conn.set_timer(Duration::from_millis(1), 0);
+        }
+        What::Timer(_) => conn.resume(),
+        What::PeerClosed => conn.close(),
+        _ => {}
+    });
+    let policy = if seed.is_multiple_of(2) { OverLimit::DropOldest } else { OverLimit::DropNewest };
+    let options = ConnectionOptions::default().send_limit(1000 + (seed % 7) * 1000, policy).marks(500, 1000);
+    let mut simulation = Simulation::new(seed, Faults::drawn(seed));
+    let listen = ringport::ListenOptions::default();
+    let handle = simulation
+        .serve(Server::new().listen_with(SIMULATED, listen, options, pusher.make()))
+        .expect("the server starts");
+    simulation.connect(Client::new().connect(SIMULATED, 1, reader.make())).expect("the client starts");
+    let (at_client, at_server) = (client.clone(), server.clone());
+    let done = move || {
+        let (client, server) = (at_client.see(), at_server.see());
+        client.closed.len() + client.connect_failed == 1 && server.closed.len() == server.opened
+    };
+    simulation.run_until(done).unwrap_or_else(|error| panic!("{}: {error}", replay(seed)));
+    (server, client, sent.load(Ordering::Relaxed) as u64, handle.stats().dropped_messages)
+}
+
+/// Message number `number`: its length, its number, and bytes that follow from both.
+fn message(number: usize) -> Vec<u8> {
+    let length = 8 + number.wrapping_mul(37) % 600;
+    let mut bytes = vec![(number * 13) as u8; length];
+    bytes[..4].copy_from_slice(&(length as u32).to_le_bytes());
+    bytes[4..8].copy_from_slice(&(number as u32).to_le_bytes());
+    bytes
+}
+
+/// The numbers of the whole messages in `stream`, each compared with what was sent, and the bytes behind the last of them.
+fn messages_in(stream: &[u8]) -> (Vec<usize>, &[u8]) {
+    let (mut rest, mut numbers) = (stream, Vec::new());
+    while let Some((head, _)) = rest.split_first_chunk::<8>() {
+        let word = |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]) as usize;
+        let (length, number) = (word(0), word(4));
+        assert!((8..608).contains(&length), "a message was torn");
+        let Some((whole, behind)) = rest.split_at_checked(length) else { break };
+        assert!(whole == message(number), "message {number} was torn");
+        numbers.push(number);
+        rest = behind;
+    }
+    (numbers, rest)
+}
+
+#[test]
+fn what_policies_drop_is_whole_messages_and_counted() {
+    let mut dropped_in_all = 0;
+    for seed in seeds().into_iter().take(40) {
+        let (server, client, sent, counted) = play_dropping(seed);
+        let (server, client) = (server.see(), client.see());
+        let Some(closed) = server.closed.first() else { continue };
+        assert_eq!(counted, closed.dropped_messages, "{}", replay(seed));
+        dropped_in_all += counted;
+        let (numbers, torn) = messages_in(&client.received);
+        assert!(numbers.is_sorted(), "{}", replay(seed));
+        assert!(client.received.len() as u64 <= closed.handed, "{}: {closed:?}", replay(seed));
+        if closed.reason == CloseReason::Local && !closed.failed && closed.unacked == Some(0) {
+            assert!(torn.is_empty(), "{}", replay(seed));
+            assert_eq!(closed.accepted, client.received.len() as u64, "{}: {closed:?}", replay(seed));
+            assert_eq!(numbers.len() as u64 + counted, sent, "{}: {closed:?}", replay(seed));
+            let lost: usize = (1..=sent as usize).filter(|n| !numbers.contains(n)).map(|n| message(n).len()).sum();
+            assert_eq!(lost as u64, closed.dropped_bytes, "{}", replay(seed));
+        }
+    }
+    assert!(dropped_in_all > 300, "{dropped_in_all} dropped messages show nothing");
 }
 
 #[test]

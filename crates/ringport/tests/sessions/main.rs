@@ -2,14 +2,25 @@
 //!
 //! Each test is written once, against a [`Stage`](stage::Stage), and `stages!` runs it on all of them.
 
+mod aio;
+mod blocking;
 mod closing;
+mod connecting;
 mod datagrams;
+mod deadlines;
+mod dropped;
+mod elsewhere;
 mod finish;
 mod flow;
+mod framing;
 mod ledger;
 mod limits;
+mod options;
+mod pressure;
 mod real;
 mod remote;
 mod shutdown;
 mod stage;
 mod timers;
+#[cfg(unix)]
+mod unix;

@@ -30,6 +30,7 @@ impl ReadinessEngine {
             }
         };
         conn.writable = answered;
+        conn.deferred = answered && options.fast_open;
         let id = self.register(conn)?;
         if answered {
             self.queue(id);
@@ -52,16 +53,22 @@ impl ReadinessEngine {
             Ok(Some(error)) | Err(error) => Err(error),
         };
         match outcome {
-            Ok(_) => {
+            // A connect that waits for the first data has no peer yet, and counts as connected, so that there is some.
+            outcome if outcome.is_ok() || (conn.deferred && is_unconnected(&outcome)) => {
                 conn.connecting = false;
-                conn.writable = conn.record.is_some();
                 conn.finish_if_idle();
                 Some(Event::Connected { conn: id })
             }
-            Err(error) if error.kind() == io::ErrorKind::NotConnected || is_in_progress(&error) => None,
+            outcome if is_unconnected(&outcome) => None,
+            Err(error) if is_in_progress(&error) => None,
             Err(error) => self.remove(id, error),
+            Ok(_) => None,
         }
     }
+}
+
+fn is_unconnected(outcome: &io::Result<SockAddr>) -> bool {
+    outcome.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotConnected)
 }
 
 /// Whether the connect goes on. A signal does not stop it either, see connect(2).

@@ -10,7 +10,7 @@ use super::ReadinessEngine;
 use super::close::Farewell;
 use super::wait::{Ready, Target, Turn};
 use crate::buffer::{Chunk, Pool, SlotClass};
-use crate::engine::contract::{EngineConfig, EngineStats, Event, SendTo, Want};
+use crate::engine::contract::{EngineConfig, EngineStats, Event, SendTo, Waker, Want};
 use crate::engine::datagram::{self, Batches, Found, Port};
 use crate::engine::platform;
 use crate::id::{Table, UdpId};
@@ -55,6 +55,17 @@ impl Datagrams {
     /// Whether a port waits for a buffer.
     pub(super) fn is_starved(&self) -> bool {
         !self.starved.is_empty()
+    }
+
+    /// From now on a slot that another thread gives back rings `bell`. `false` if one has come back already.
+    pub(super) fn begin_shortage(&self, bell: &Waker) -> bool {
+        self.memory.as_ref().is_none_or(|(pool, _)| pool.begin_shortage(bell))
+    }
+
+    pub(super) fn end_shortage(&self) {
+        if let Some((pool, _)) = &self.memory {
+            pool.end_shortage();
+        }
     }
 
     /// Notes that a port has something to send, and sends it if that is much.

@@ -47,9 +47,12 @@ use self::wait::{Ready, Target, Turn};
 use super::contract::{
     Close, ConnInfo, Engine, EngineConfig, EngineStats, Event, SendProgress, SendTo, Wake, Waker, Want,
 };
+use super::direct::Sender;
 use super::platform;
+use super::spin::Spin;
 use crate::buffer::{Chunk, Pool, SendQueue};
 use crate::id::{ConnId, ListenerId, Table, UdpId};
+use crate::options::SocketRef;
 use crate::socket::{SockAddr, Socket, SocketOptions};
 
 /// Events that one call of the kernel reports at most; more wait there for the next call.
@@ -74,6 +77,8 @@ pub struct ReadinessEngine {
     /// Connections that found no buffer, longest waiting first.
     starved: VecDeque<ConnId>,
     waker: Waker,
+    spin: Spin,
+    sender: Sender,
     events_per_turn: usize,
     bytes_per_turn: usize,
     now: Instant,
@@ -90,6 +95,8 @@ struct Conn {
     failure: Option<io::Error>,
     /// The connect has not been answered.
     connecting: bool,
+    /// The connect waits for the first data, which goes with the SYN.
+    deferred: bool,
     /// Received bytes are wanted.
     receiving: bool,
     /// There may be something to receive.
@@ -120,6 +127,7 @@ impl Conn {
             record: None,
             failure: None,
             connecting: false,
+            deferred: false,
             receiving: false,
             readable: false,
             to_end: false,
@@ -165,6 +173,8 @@ impl Engine for ReadinessEngine {
             descriptor_freed: false,
             starved: VecDeque::new(),
             waker: Waker(Arc::new(waker)),
+            spin: Spin::new(config.spin),
+            sender: Sender { blocking: false, sendfile: config.features.sendfile },
             events_per_turn: config.events_per_turn.max(1),
             bytes_per_turn: config.bytes_per_turn.max(1),
             now: Instant::now(),
@@ -233,6 +243,11 @@ impl Engine for ReadinessEngine {
 
     fn close_udp(&mut self, udp: UdpId) {
         self.close_port(udp);
+    }
+
+    fn socket(&self, conn: ConnId) -> io::Result<SocketRef<'_>> {
+        let conn = self.conns.get(conn).ok_or(io::ErrorKind::NotFound)?;
+        Ok(SocketRef(conn.socket.as_ref().ok_or(io::ErrorKind::NotFound)?.into()))
     }
 
     fn wait(&mut self, deadline: Option<Instant>) -> io::Result<()> {

@@ -9,7 +9,7 @@ use std::os::fd::AsFd;
 use super::{Conn, ReadinessEngine};
 use crate::buffer::SendQueue;
 use crate::engine::contract::{Event, SendProgress};
-use crate::engine::direct::{self, PIECES_PER_SEND};
+use crate::engine::direct::{PIECES_PER_SEND, Sent, Then};
 use crate::id::ConnId;
 
 impl ReadinessEngine {
@@ -21,22 +21,21 @@ impl ReadinessEngine {
         if queue.is_empty() {
             return SendProgress { bytes: 0, idle: true };
         }
-        if conn.connecting {
-            conn.record = Some(take_record(queue));
-            return nothing;
-        }
-        match direct::send(socket.as_fd(), queue, &mut self.stats.calls) {
-            Ok(bytes) if queue.is_empty() => SendProgress { bytes, idle: true },
-            Ok(bytes) => {
+        let Sent { bytes, then } = self.sender.send(socket.as_fd(), queue, &self.pool, &mut self.stats.calls);
+        match then {
+            Then::Done => return SendProgress { bytes, idle: true },
+            Then::Full => conn.record = Some(take_record(queue)),
+            Then::Later => {
                 conn.record = Some(take_record(queue));
-                SendProgress { bytes, idle: false }
+                conn.writable = true;
+                self.queue(id);
             }
-            Err(error) => {
+            Then::Failed(error) => {
                 conn.fail(error);
                 self.queue(id);
-                nothing
             }
         }
+        SendProgress { bytes, idle: false }
     }
 
     /// Sends more of the record.
@@ -44,20 +43,21 @@ impl ReadinessEngine {
         let conn = self.conns.get_mut(id)?;
         conn.writable = false;
         let (Some(socket), Some(record)) = (&conn.socket, &mut conn.record) else { return None };
-        match direct::send(socket.as_fd(), record, &mut self.stats.calls) {
-            Ok(bytes) => {
-                let idle = record.is_empty();
-                if idle {
-                    conn.record = None;
-                    conn.finish_if_idle();
-                }
-                if bytes > 0 { Some(Event::Sent { conn: id, bytes, idle }) } else { None }
+        let Sent { bytes, then } = self.sender.send(socket.as_fd(), record, &self.pool, &mut self.stats.calls);
+        let idle = matches!(then, Then::Done);
+        match then {
+            Then::Done => {
+                conn.record = None;
+                conn.finish_if_idle();
             }
-            Err(error) => {
-                conn.fail(error);
-                None
+            Then::Full => {}
+            Then::Later => {
+                conn.writable = true;
+                self.turn.queue(id, conn);
             }
+            Then::Failed(error) => conn.fail(error),
         }
+        if bytes > 0 { Some(Event::Sent { conn: id, bytes, idle }) } else { None }
     }
 
     pub(super) fn finish_sending(&mut self, id: ConnId) {
@@ -72,7 +72,7 @@ impl Conn {
     /// Whether `send` may take anything.
     #[inline]
     fn may_send(&self) -> bool {
-        self.record.is_none() && !self.finishing && self.failure.is_none()
+        self.record.is_none() && !self.connecting && !self.finishing && self.failure.is_none()
     }
 
     /// Sends the FIN if it was asked for and nothing is in flight before it.

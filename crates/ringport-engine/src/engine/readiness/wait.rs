@@ -14,10 +14,6 @@ use crate::engine::contract::Event;
 use crate::engine::datagram::Port;
 use crate::id::{ConnId, Id, ListenerId, UdpId};
 
-/// Longest sleep while a connection has no buffer. A buffer that another thread drops rings no bell, and this bounds how
-/// long it goes unnoticed; one that this thread drops is noticed at once.
-const STARVED_WAIT: Duration = Duration::from_millis(10);
-
 /// A deadline at least this far away is left to the alarm, where there is one: it is set once, and thousands of turns
 /// pass without a timeout of their own, which would start and stop a timer of the kernel each time.
 const ALARM_FROM: Duration = Duration::from_millis(50);
@@ -118,19 +114,61 @@ impl ReadinessEngine {
         self.feed_starved();
         self.udp.feed_starved(&mut self.turn);
         self.udp.flush(&mut self.turn, &mut self.stats);
-        let timeout = self.timeout(deadline);
-        self.stats.calls += 1;
-        match self.poll.poll(&mut self.events, timeout) {
-            Ok(()) => {}
-            // The list of events is empty then.
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
+        let mut timeout = self.timeout(deadline);
+        let sleeps = timeout != Some(Duration::ZERO);
+        let (hungry, hungry_ports) = (sleeps && !self.starved.is_empty(), sleeps && self.udp.is_starved());
+        if hungry && !self.pool.begin_shortage(&self.waker) || hungry_ports && !self.udp.begin_shortage(&self.waker) {
+            timeout = Some(Duration::ZERO);
         }
+        let spins = self.spin.is_on() && timeout != Some(Duration::ZERO);
+        let outcome = if spins { self.spin_then_poll(timeout) } else { self.poll(timeout) };
+        if hungry {
+            self.pool.end_shortage();
+        }
+        if hungry_ports {
+            self.udp.end_shortage();
+        }
+        outcome?;
         self.now = Instant::now();
         self.note_events();
         self.end_rests();
         self.turn.left = self.turn.ready.len();
         self.turn.events_left = self.events_per_turn;
+        Ok(())
+    }
+
+    fn poll(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        self.stats.calls += 1;
+        match self.poll.poll(&mut self.events, timeout) {
+            // The list of events is empty when a signal came.
+            Err(error) if error.kind() != io::ErrorKind::Interrupted => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Polls without sleeping for a while, if that has paid of late, and then sleeps for what is left.
+    #[cold]
+    fn spin_then_poll(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        let begin = Instant::now();
+        let mut left = timeout;
+        if let Some(budget) = self.spin.budget() {
+            self.stats.spins += 1;
+            let budget = timeout.map_or(budget, |timeout| budget.min(timeout));
+            loop {
+                self.poll(Some(Duration::ZERO))?;
+                if !self.events.is_empty() {
+                    self.spin.waited(begin.elapsed());
+                    return Ok(());
+                }
+                if begin.elapsed() >= budget {
+                    break;
+                }
+                std::hint::spin_loop();
+            }
+            left = timeout.map(|timeout| timeout.saturating_sub(begin.elapsed()));
+        }
+        self.poll(left)?;
+        self.spin.waited(begin.elapsed());
         Ok(())
     }
 
@@ -140,8 +178,7 @@ impl ReadinessEngine {
         if self.turn.has_leftovers() || self.udp.has_leftovers() || self.descriptor_freed {
             return Some(Duration::ZERO);
         }
-        let is_starved = !self.starved.is_empty() || self.udp.is_starved();
-        if self.resting.is_empty() && !is_starved {
+        if self.resting.is_empty() {
             let deadline = deadline?;
             if deadline <= self.now {
                 return Some(Duration::ZERO);
@@ -154,8 +191,7 @@ impl ReadinessEngine {
         let resting = self.resting.iter().filter_map(|id| self.listeners.get(*id));
         let rests =
             resting.filter(|listener| listener.socket.is_some()).filter_map(|listener| listener.backoff.until());
-        let starved = if is_starved { Some(now + STARVED_WAIT) } else { None };
-        let first = rests.chain(starved).chain(deadline).min()?;
+        let first = rests.chain(deadline).min()?;
         let left = first.saturating_duration_since(now);
         if left >= ALARM_FROM && self.alarm.as_ref().is_some_and(|alarm| alarm.set(left).is_ok()) {
             self.alarm_at = Some(first);
@@ -285,7 +321,9 @@ impl ReadinessEngine {
         if conn.connecting {
             return self.finish_connect(id);
         }
+        // One that is in the list again has had its share of this turn.
         if conn.writable
+            && !conn.queued
             && let Some(event) = self.continue_send(id)
         {
             return Some(event);

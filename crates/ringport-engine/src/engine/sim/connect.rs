@@ -3,18 +3,21 @@
 use std::io;
 
 use super::network::Held;
-use super::{Conn, ConnState, SimEngine};
+use super::{Conn, ConnState, SimEngine, check_simulated};
 use crate::engine::contract::Event;
 use crate::id::ConnId;
-use crate::socket::{SockAddr, Socket};
+use crate::socket::{SockAddr, Socket, SocketOptions, is_tcp};
 
 impl SimEngine {
-    pub(super) fn begin_connecting(&mut self, to: &SockAddr) -> ConnId {
+    pub(super) fn begin_connecting(&mut self, to: &SockAddr, options: &SocketOptions) -> io::Result<ConnId> {
+        let bind = options.bind;
+        let options: Vec<_> = options.options(is_tcp(to)).collect();
+        options.iter().try_for_each(check_simulated)?;
         let mut state = self.network.lock();
-        let socket = state.open(to);
+        let socket = state.open(to, bind, options);
         let id = self.conns.insert(Conn::new(socket, ConnState::Connecting));
         state.set_owner(socket, self.number, id);
-        id
+        Ok(id)
     }
 
     pub(super) fn take_in(&mut self, socket: Socket) -> io::Result<ConnId> {

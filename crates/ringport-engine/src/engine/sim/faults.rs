@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use super::Personality;
+
 /// Splitmix64: small, fast, and the same on every machine.
 #[derive(Clone, Debug)]
 pub(super) struct Rng(u64);
@@ -58,6 +60,10 @@ pub struct Faults {
     pub accept_reset: u16,
     /// A connect is refused although somebody listens.
     pub connect_refused: u16,
+    /// The kernel behaves in one of the ways that are peculiar to its [`Personality`].
+    pub odd: u16,
+    /// Which kernel interface the network behaves like. It stays what it was at first when faults are replaced.
+    pub personality: Personality,
     /// A datagram is lost on its way. (What a full buffer loses comes on top.)
     pub datagram_loss: u16,
     /// A datagram is received without its end.
@@ -83,6 +89,8 @@ impl Faults {
             emfile: 0,
             accept_reset: 0,
             connect_refused: 0,
+            odd: 0,
+            personality: Personality::Readiness,
             datagram_loss: 0,
             datagram_truncation: 0,
             delay_max: Duration::ZERO,
@@ -110,6 +118,8 @@ impl Faults {
             emfile: rate(500),
             accept_reset: rate(300),
             connect_refused: rate(300),
+            odd: rate(500),
+            personality: Personality::of_seed(seed),
             datagram_loss: 0,
             datagram_truncation: 0,
             delay_max: Duration::from_micros(10 << rng.below(10)),

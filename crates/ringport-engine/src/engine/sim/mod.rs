@@ -2,7 +2,9 @@
 //! seed.
 //!
 //! It obeys the same contract as the others and runs the same suite. What it adds is repetition: a race that one seed
-//! found is found by that seed each time, and [`Network::trace`] shows that two runs were the same.
+//! found is found by that seed each time, and [`Network::trace`] shows that two runs were the same. A seed also decides
+//! which kernel interface the network behaves like (`personality.rs`), and the memory that its kernel works on is watched
+//! (`memory.rs`).
 //!
 //! Rejected: threads and real time (nothing would repeat), and an engine that only records calls (it could not show
 //! what a caller does when a send is short or a pause comes late). The price is that it shows nothing about a real
@@ -13,7 +15,9 @@ mod close;
 mod connect;
 mod datagram;
 mod faults;
+mod memory;
 mod network;
+mod personality;
 mod receive;
 mod send;
 mod tcp;
@@ -31,13 +35,16 @@ use crate::engine::contract::{
     Close, ConnInfo, Engine, EngineConfig, EngineStats, Event, SendProgress, SendTo, Wake, Waker, Want,
 };
 use crate::id::{ConnId, Id, ListenerId, Table, UdpId};
+use crate::options::{OptionName, SocketOption};
 use crate::socket::{SockAddr, Socket, SocketOptions};
 
 use datagram::Datagrams;
 pub use faults::Faults;
+use memory::{Posted, Reading};
 pub(crate) use network::Endpoint;
 pub use network::Network;
 use network::{Note, State};
+pub use personality::{Oddity, Personality};
 
 /// An engine on a simulated [`Network`].
 ///
@@ -48,6 +55,8 @@ pub struct SimEngine {
     /// Its inbox in the network.
     number: usize,
     pool: Pool,
+    /// Slots that the kernel may write to.
+    posted: Posted,
     config: EngineConfig,
     listeners: Table<Listener>,
     conns: Table<Conn>,
@@ -78,8 +87,20 @@ struct Conn {
     state: ConnState,
     /// What `send` took and the kernel did not yet.
     record: SendQueue,
+    /// What was to be sent could not be read.
+    failed: Option<io::ErrorKind>,
     /// A FIN was asked for.
     finishing: bool,
+    /// Bytes that the kernel took and has not reported.
+    unreported: usize,
+    /// A send is in the request queue, which has room for one.
+    send_posted: bool,
+    /// Pieces that were sent and that the kernel still reads.
+    reading: VecDeque<Reading>,
+    /// A readiness edge was told, and not everything was read since.
+    readable: bool,
+    /// A receive was under way when the connection was closed.
+    eats: bool,
     /// The peer's FIN was reported.
     peer_closed: bool,
     /// Receiving has failed for want of a buffer, so that the next try is made in earnest.
@@ -99,7 +120,22 @@ enum ConnState {
 impl Conn {
     fn new(socket: Id, state: ConnState) -> Self {
         let record = SendQueue::new();
-        Self { socket, state, record, finishing: false, peer_closed: false, starving: false, received: 0, turn: 0 }
+        Self {
+            socket,
+            state,
+            record,
+            failed: None,
+            finishing: false,
+            unreported: 0,
+            send_posted: false,
+            reading: VecDeque::new(),
+            readable: false,
+            eats: false,
+            peer_closed: false,
+            starving: false,
+            received: 0,
+            turn: 0,
+        }
     }
 }
 
@@ -124,6 +160,7 @@ impl Engine for SimEngine {
         Ok(Self {
             network,
             number,
+            posted: Posted::new(pool.clone()),
             pool,
             config: config.clone(),
             listeners: Table::new(),
@@ -154,8 +191,8 @@ impl Engine for SimEngine {
         self.take_in(socket)
     }
 
-    fn connect(&mut self, to: &SockAddr, _: &SocketOptions) -> io::Result<ConnId> {
-        Ok(self.begin_connecting(to))
+    fn connect(&mut self, to: &SockAddr, options: &SocketOptions) -> io::Result<ConnId> {
+        self.begin_connecting(to, options)
     }
 
     fn receive(&mut self, conn: ConnId, want: Want) {
@@ -196,6 +233,24 @@ impl Engine for SimEngine {
 
     fn close_udp(&mut self, udp: UdpId) {
         self.close_port(udp);
+    }
+
+    fn option(&self, conn: ConnId, name: OptionName) -> io::Result<SocketOption> {
+        let entry = self.conns.get(conn).ok_or(io::ErrorKind::NotFound)?;
+        let state = self.network.lock();
+        let socket = state.sockets.get(entry.socket).ok_or(io::ErrorKind::NotConnected)?;
+        let set = socket.options.iter().rev().find(|option| option.name() == name);
+        set.cloned().or_else(|| name.simulated()).ok_or_else(|| io::ErrorKind::Unsupported.into())
+    }
+
+    fn set_option(&mut self, conn: ConnId, option: &SocketOption) -> io::Result<()> {
+        let entry = self.conns.get(conn).ok_or(io::ErrorKind::NotFound)?;
+        let mut state = self.network.lock();
+        let socket = state.sockets.get_mut(entry.socket).ok_or(io::ErrorKind::NotConnected)?;
+        check_simulated(option)?;
+        socket.options.retain(|set| set.name() != option.name());
+        socket.options.push(option.clone());
+        Ok(())
     }
 
     fn wait(&mut self, deadline: Option<Instant>) -> io::Result<()> {
@@ -249,6 +304,12 @@ impl std::fmt::Debug for SimEngine {
         let conns = self.conns.len();
         f.debug_struct("SimEngine").field("number", &self.number).field("conns", &conns).finish_non_exhaustive()
     }
+}
+
+/// Whether the simulator can keep an option: any but a raw one, whose meaning it does not know.
+pub(crate) fn check_simulated(option: &SocketOption) -> io::Result<()> {
+    option.check()?;
+    if option.name().simulated().is_some() { Ok(()) } else { Err(io::ErrorKind::Unsupported.into()) }
 }
 
 struct SimWaker {

@@ -20,12 +20,14 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::check_simulated;
 use super::datagram::{Packet, SimUdp};
 use super::faults::{Faults, Rng, mix};
+use super::personality::{Oddities, Oddity, Personality};
 use super::tcp::{FIRST_PORT, SimListener, SimSocket};
 use crate::engine::contract::Close;
 use crate::id::{ConnId, Id, ListenerId, Table, UdpId};
-use crate::socket::SockAddr;
+use crate::socket::{ListenOptions, SockAddr, is_tcp};
 
 /// A simulated network: addresses, connections, a clock and a seed, shared by the engines opened on it.
 ///
@@ -65,9 +67,17 @@ impl Network {
         self.lock().hopeless_waits
     }
 
-    /// Replaces the faults from now on, for instance to let a run come to rest.
+    /// Replaces the faults from now on, for instance to let a run come to rest. The personality stays.
     pub fn set_faults(&self, faults: Faults) {
-        self.lock().faults = faults;
+        let mut state = self.lock();
+        let personality = state.faults.personality;
+        state.faults = Faults { personality, ..faults };
+    }
+
+    /// How often the kernel behaved in this odd way so far.
+    #[must_use]
+    pub fn happened(&self, oddity: Oddity) -> u64 {
+        self.lock().oddities[oddity as usize]
     }
 
     /// Largest kernel buffer of one direction of a connection, in bytes.
@@ -84,14 +94,17 @@ impl Network {
     }
 
     /// Listens.
-    pub(crate) fn listen(&self, address: &SockAddr, backlog: u32) -> io::Result<Endpoint> {
+    pub(crate) fn listen(&self, address: &SockAddr, options: &ListenOptions) -> io::Result<Endpoint> {
+        let inherited: Vec<_> = options.socket.options(is_tcp(address)).collect();
+        inherited.iter().try_for_each(check_simulated)?;
         let mut state = self.lock();
         let local = state.bind(address)?;
-        let backlog_max = backlog.max(1) as usize;
+        let backlog_max = options.backlog.max(1) as usize;
         let listener = SimListener {
             local: local.clone(),
             queue: VecDeque::new(),
             backlog_max,
+            options: inherited,
             owner: None,
             accepting: false,
             noted: false,
@@ -190,6 +203,8 @@ pub(super) enum Note {
     Receive(ConnId),
     Send(ConnId),
     Failed(ConnId),
+    /// The kernel no longer reads the oldest pieces that it sent.
+    Released(ConnId),
     Closed(ConnId, u64),
     Woken,
     Datagram(UdpId),
@@ -216,12 +231,13 @@ impl Note {
             Self::Failed(id) => (7, conn(id)),
             Self::Closed(id, _) => (8, conn(id)),
             Self::Woken => (9, 0),
-            Self::Datagram(id) => (10, udp(id)),
-            Self::SendDatagrams(id) => (11, udp(id)),
-            Self::UdpWritable(id) => (12, udp(id)),
-            Self::Unreachable(id, _) => (13, udp(id)),
-            Self::TooLarge(id, _) => (14, udp(id)),
-            Self::UdpClosed(id) => (15, udp(id)),
+            Self::Released(id) => (10, conn(id)),
+            Self::Datagram(id) => (11, udp(id)),
+            Self::SendDatagrams(id) => (12, udp(id)),
+            Self::UdpWritable(id) => (13, udp(id)),
+            Self::Unreachable(id, _) => (14, udp(id)),
+            Self::TooLarge(id, _) => (15, udp(id)),
+            Self::UdpClosed(id) => (16, udp(id)),
         }
     }
 }
@@ -304,6 +320,7 @@ pub(super) struct State {
     actions: u64,
     pub(super) ports: u16,
     trace: u64,
+    pub(super) oddities: Oddities,
     pub(super) hopeless_waits: u64,
 }
 
@@ -323,6 +340,7 @@ impl State {
             actions: 0,
             ports: FIRST_PORT,
             trace: mix(seed),
+            oddities: Oddities::default(),
             hopeless_waits: 0,
         }
     }
@@ -351,11 +369,12 @@ impl State {
         }
     }
 
-    /// Moves what `engine` has to look at to `ready`.
-    pub(super) fn empty_inbox(&mut self, engine: usize, ready: &mut VecDeque<Note>) {
+    /// Moves what `engine` has to look at to `ready`, up to `most` notes. The others stay for the next turn.
+    pub(super) fn empty_inbox(&mut self, engine: usize, ready: &mut VecDeque<Note>, most: usize) {
         let inbox = &mut self.inboxes[engine];
-        inbox.woken = false;
-        ready.append(&mut inbox.notes);
+        let count = inbox.notes.len().min(most);
+        ready.extend(inbox.notes.drain(..count));
+        inbox.woken = inbox.notes.iter().any(|note| matches!(note, Note::Woken));
     }
 
     pub(super) fn tell(&mut self, engine: usize, note: Note) {
@@ -412,7 +431,11 @@ impl State {
             Action::Close { socket, how, engine, conn } => {
                 let unacked = self.sockets.get(socket).map_or(0, |socket| socket.outgoing.len() as u64);
                 self.release(socket, how);
-                self.tell(engine, Note::Closed(conn, unacked));
+                if self.is_odd(Oddity::LateCancel) {
+                    self.schedule(Action::Tell(engine, Note::Closed(conn, unacked)));
+                } else {
+                    self.tell(engine, Note::Closed(conn, unacked));
+                }
             }
             Action::Packet(id) => self.deliver_packet(id),
             Action::Tell(engine, note) => self.tell(engine, note),
@@ -441,7 +464,7 @@ impl State {
     }
 
     pub(super) fn queues_sends(&mut self) -> bool {
-        self.rng.chance(self.faults.queued_send)
+        self.faults.personality == Personality::Rio || self.rng.chance(self.faults.queued_send)
     }
 
     pub(super) fn pauses_late(&mut self) -> bool {

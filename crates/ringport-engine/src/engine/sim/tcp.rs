@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::network::{Action, Note, State};
 use crate::engine::contract::Close;
 use crate::id::{ConnId, Id, ListenerId};
+use crate::options::SocketOption;
 use crate::socket::SockAddr;
 
 /// Times that a SYN is sent before a connect fails.
@@ -23,6 +24,8 @@ pub(super) struct SimListener {
     /// Connections that nobody accepted yet.
     pub(super) queue: VecDeque<Id>,
     pub(super) backlog_max: usize,
+    /// What accepted sockets inherit.
+    pub(super) options: Vec<SocketOption>,
     pub(super) owner: Option<(usize, ListenerId)>,
     pub(super) accepting: bool,
     /// A [`Note::Accept`] is on its way.
@@ -37,6 +40,8 @@ pub(super) struct SimSocket {
     peer: Option<Id>,
     pub(super) local: SockAddr,
     pub(super) remote: SockAddr,
+    /// What was set on it.
+    pub(super) options: Vec<SocketOption>,
     pub(super) outgoing: VecDeque<u8>,
     outgoing_max: usize,
     pub(super) incoming: VecDeque<u8>,
@@ -73,19 +78,23 @@ impl State {
         ids.into_iter().find(|id| self.listeners.get(*id).is_some_and(|listener| listener.local == *address))
     }
 
-    /// A socket that begins to connect to `to`.
-    pub(super) fn open(&mut self, to: &SockAddr) -> Id {
+    /// A socket that begins to connect to `to`, from `bind` if that is given.
+    pub(super) fn open(&mut self, to: &SockAddr, bind: Option<SocketAddr>, options: Vec<SocketOption>) -> Id {
         self.ports = self.ports.checked_add(1).unwrap_or(FIRST_PORT);
-        let local = match to.as_socket() {
-            Some(ip) => SockAddr::from(SocketAddr::new(ip.ip(), self.ports)),
-            None => to.clone(),
+        let local = match (to.as_socket(), bind) {
+            (Some(_), Some(local)) if local.port() != 0 => SockAddr::from(local),
+            (Some(ip), local) => {
+                let ip = local.map_or(ip.ip(), |local| local.ip());
+                SockAddr::from(SocketAddr::new(ip, self.ports))
+            }
+            (None, _) => to.clone(),
         };
-        let client = self.socket(local, to.clone());
+        let client = self.socket(local, to.clone(), options);
         self.schedule(Action::Syn { client, tries: 0 });
         client
     }
 
-    fn socket(&mut self, local: SockAddr, remote: SockAddr) -> Id {
+    fn socket(&mut self, local: SockAddr, remote: SockAddr, options: Vec<SocketOption>) -> Id {
         let mut capacity = || (self.faults.buffer_max >> self.rng.below(4)).max(1);
         let (outgoing_max, incoming_max) = (capacity(), capacity());
         self.sockets.insert(SimSocket {
@@ -94,6 +103,7 @@ impl State {
             peer: None,
             local,
             remote,
+            options,
             outgoing: VecDeque::new(),
             outgoing_max,
             incoming: VecDeque::new(),
@@ -123,7 +133,8 @@ impl State {
             }
             return self.schedule_after(SYN_PAUSE * (1 << tries), Action::Syn { client, tries: tries + 1 });
         }
-        let server = self.socket(to, from);
+        let options = listener.options.clone();
+        let server = self.socket(to, from, options);
         self.set_peer(server, client);
         self.set_peer(client, server);
         self.listeners.get_mut(at).expect("it was just found").queue.push_back(server);
@@ -232,15 +243,17 @@ impl State {
         }
     }
 
-    /// Tells the owner that there is something to receive, if it wants to know.
+    /// Tells the owner that there is something to receive, if it wants to know. A system that tells edges tells it in any
+    /// case, and only once.
     pub(super) fn note_receive(&mut self, id: Id) {
+        let edges = self.tells_edges();
         let Some(socket) = self.sockets.get_mut(id) else { return };
         let Some((engine, conn)) = socket.owner else { return };
         let readable = !socket.incoming.is_empty() || socket.fin_received || socket.error.is_some();
         if socket.noted || !readable {
             return;
         }
-        if socket.armed {
+        if socket.armed || edges {
             socket.noted = true;
             self.schedule(Action::Tell(engine, Note::Receive(conn)));
         } else if socket.error.is_some() {

@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 
 use super::SimEngine;
 use super::network::Note;
+use super::personality::Oddity;
 use crate::engine::contract::Event;
+use crate::id::ConnId;
 
 impl SimEngine {
     /// Lets the network go on until there is something to look at, or until `deadline`.
@@ -15,11 +17,22 @@ impl SimEngine {
         self.turn += 1;
         self.events_left = self.config.events_per_turn.max(1);
         self.ready.extend(self.later.drain(..));
+        self.post_slots();
         self.feed_starved();
         self.feed_starved_ports();
         self.flush_datagrams();
+        self.run_clock(deadline);
+        // Only now, because who has something to look at does not wait.
+        self.startle();
+    }
+
+    fn run_clock(&mut self, deadline: Option<Instant>) {
         let mut state = self.network.lock();
-        state.empty_inbox(self.number, &mut self.ready);
+        if deadline.is_some() && state.flips() && state.is_odd(Oddity::SpuriousReturn) {
+            return;
+        }
+        let visible = state.visible_notes();
+        state.empty_inbox(self.number, &mut self.ready, visible);
         let deadline = deadline.map(|deadline| deadline.saturating_duration_since(state.base));
         while self.ready.is_empty() {
             match (state.next_at(), deadline) {
@@ -33,7 +46,7 @@ impl SimEngine {
                     return;
                 }
             }
-            state.empty_inbox(self.number, &mut self.ready);
+            state.empty_inbox(self.number, &mut self.ready, visible);
         }
         // A kernel that is asked a little later has a little more to tell, which makes turns of many events.
         let until = state.now + state.batch_time();
@@ -41,7 +54,18 @@ impl SimEngine {
         while state.next_at().is_some_and(|at| at <= until) {
             state.step();
         }
-        state.empty_inbox(self.number, &mut self.ready);
+        let visible = visible.saturating_sub(self.ready.len());
+        state.empty_inbox(self.number, &mut self.ready, visible);
+    }
+
+    /// Says of some connection that it is ready, which it need not be.
+    fn startle(&mut self) {
+        let mut state = self.network.lock();
+        if state.is_odd(Oddity::SpuriousReady) {
+            let conns = self.conns.ids::<ConnId>();
+            let index = state.rng.below(conns.len() as u64) as usize;
+            self.ready.extend(conns.get(index).into_iter().flat_map(|conn| [Note::Receive(*conn), Note::Send(*conn)]));
+        }
     }
 
     pub(super) fn next_event(&mut self) -> Option<Event> {
@@ -59,6 +83,7 @@ impl SimEngine {
                 Note::Send(conn) => self.send_one(conn),
                 Note::Failed(conn) => self.fail_if_broken(conn),
                 Note::Closed(conn, unacked) => self.closed(conn, unacked),
+                Note::Released(conn) => self.released(conn),
                 Note::Woken => Some(Event::Woken),
                 Note::Datagram(udp) => self.receive_datagram(udp),
                 Note::SendDatagrams(udp) => self.send_datagrams(udp, false),

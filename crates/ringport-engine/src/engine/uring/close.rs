@@ -12,8 +12,9 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use super::ring::Block;
-use super::send::Flight;
+use super::send::{Flight, TRUNCATED};
 use super::{Farewell, Op, State, UringEngine};
+use crate::buffer::truncated;
 use crate::engine::contract::{Close, DROP_WAIT, Event};
 use crate::engine::platform;
 use crate::id::{ConnId, ListenerId};
@@ -83,8 +84,16 @@ impl UringEngine {
         if let (true, Some(chooser)) = (conn.large, &mut self.chooser) {
             chooser.count(false);
         }
-        let why = (conn.error != 0).then(|| io::Error::from_raw_os_error(conn.error));
-        Some(Event::Closed { conn: id, why, unsent: conn.flight.unsent(), unacked: conn.unacked.map(u64::from) })
+        let why = match conn.error {
+            0 => None,
+            TRUNCATED => Some(truncated()),
+            error => Some(io::Error::from_raw_os_error(error)),
+        };
+        let unsent = match conn.flight {
+            Flight::ZeroCopy(loan) => self.unsent_of_loan(loan),
+            flight => flight.unsent(),
+        };
+        Some(Event::Closed { conn: id, why, unsent, unacked: conn.unacked.map(u64::from) })
     }
 
     /// Ends every operation and waits for the terminal completions. Whether all have come.
@@ -92,6 +101,7 @@ impl UringEngine {
         let deadline = Instant::now() + DROP_WAIT;
         loop {
             self.drain_for_drop();
+            self.reset_for_loans();
             if !self.anything_armed() {
                 return true;
             }
@@ -119,6 +129,8 @@ impl UringEngine {
             }
             if op == Op::Accept as u64 {
                 drop(self.on_accept(completion));
+            } else if op == Op::SendZc as u64 {
+                drop(self.on_zero_copy(completion));
             } else if op == Op::Ring as u64 {
                 self.bell_armed &= completion.more();
             } else if let Some(op) = Op::OF_CONN.into_iter().find(|known| *known as u64 == op)
@@ -134,6 +146,7 @@ impl UringEngine {
         let conns = self.conns.ids::<ConnId>();
         let listeners = self.listeners.ids::<ListenerId>();
         self.bell_armed
+            || self.loans.len() > 0
             || self.udp.anything_armed()
             || conns.into_iter().any(|id| self.conns.get(id).is_some_and(|conn| conn.armed != 0))
             || listeners.into_iter().any(|id| self.listeners.get(id).is_some_and(|listener| listener.armed))
@@ -157,6 +170,7 @@ impl Drop for UringEngine {
             }
             ManuallyDrop::take(&mut self.udp).dissolve();
             ManuallyDrop::drop(&mut self.conns);
+            ManuallyDrop::drop(&mut self.loans);
             ManuallyDrop::drop(&mut self.pool);
         }
     }

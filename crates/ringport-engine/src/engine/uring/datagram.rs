@@ -21,7 +21,7 @@ use io_uring::types::{Fd, RecvMsgOut};
 use super::ring::{BufferRing, Completion, DATAGRAM_GROUP, Ring};
 use super::{Farewell, GENERATION_MASK, Op, UringEngine};
 use crate::buffer::{Buf, Chunk, Pool, SlotClass};
-use crate::engine::contract::{EngineStats, Event, SendTo, Want};
+use crate::engine::contract::{EngineStats, Event, SendTo, Waker, Want};
 use crate::engine::datagram::{self, Batches, CONTROL_BYTES, Control, Found, Port};
 use crate::engine::datagram_calls as calls;
 use crate::id::{Table, UdpId};
@@ -137,6 +137,17 @@ impl Datagrams {
 
     pub(super) fn is_starved(&self) -> bool {
         !self.starved.is_empty()
+    }
+
+    /// From now on a slot that another thread gives back rings `bell`. `false` if one has come back already.
+    pub(super) fn begin_shortage(&self, bell: &Waker) -> bool {
+        self.memory.as_ref().is_none_or(|memory| memory.pool.begin_shortage(bell))
+    }
+
+    pub(super) fn end_shortage(&self) {
+        if let Some(memory) = &self.memory {
+            memory.pool.end_shortage();
+        }
     }
 
     pub(super) fn anything_armed(&self) -> bool {

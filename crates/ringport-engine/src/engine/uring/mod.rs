@@ -32,8 +32,8 @@
 //! - Sockets are blocking: on a non-blocking one an operation would answer `EAGAIN` instead of waiting. Plain calls say
 //!   `MSG_DONTWAIT` each time.
 //!
-//! Rejected after measuring: direct descriptors, sends without a completion on success, zero-copy sends and a polling
-//! kernel thread (no gain or a loss on this path), `close` as an operation (a connection that closes has nothing else
+//! Rejected after measuring: direct descriptors, sends without a completion on success and a polling kernel thread (no gain
+//! or a loss on this path; zero-copy sends lose, too, on loopback, and are off unless asked for), `close` as an operation (a connection that closes has nothing else
 //! to batch with).
 
 mod accept;
@@ -48,6 +48,7 @@ mod send;
 #[cfg(test)]
 mod tests;
 mod wait;
+mod zero;
 
 use std::collections::VecDeque;
 use std::io;
@@ -65,10 +66,14 @@ use self::datagram::Datagrams;
 use self::ring::{BUFFER_GROUP, BufferRing, Ring};
 use self::send::{Batch, Flight};
 use self::wait::Bell;
+use self::zero::Loan;
 use super::contract::{Close, ConnInfo, Engine, EngineConfig, EngineStats, Event, SendProgress, SendTo, Waker, Want};
+use super::direct::Sender;
 use super::platform;
+use super::spin::Spin;
 use crate::buffer::{Chunk, Pool, SendQueue};
 use crate::id::{ConnId, Id, ListenerId, Table, UdpId};
+use crate::options::SocketRef;
 use crate::socket::{SockAddr, Socket, SocketOptions};
 
 pub(crate) use self::probe::probe;
@@ -85,9 +90,10 @@ enum Op {
     Connect = 5,
     Ring = 6,
     Alarm = 7,
-    Datagram = 8,
-    DatagramIn = 9,
-    DatagramOut = 10,
+    SendZc = 8,
+    Datagram = 9,
+    DatagramIn = 10,
+    DatagramOut = 11,
 }
 
 impl Op {
@@ -161,6 +167,8 @@ struct Conn {
     starved: bool,
     /// Nothing more will be sent: after the flight comes a FIN.
     finishing: bool,
+    /// Its urgent data is watched, which fixes the mode.
+    urgent: bool,
     abort: bool,
     /// What ended it, as an `errno`, or 0.
     error: i32,
@@ -185,6 +193,7 @@ impl Conn {
             queued: false,
             starved: false,
             finishing: false,
+            urgent: false,
             abort: false,
             error: 0,
             unacked: None,
@@ -232,6 +241,10 @@ pub struct UringEngine {
     conns: ManuallyDrop<Table<Conn>>,
     buffers: ManuallyDrop<Option<BufferRing>>,
     pool: ManuallyDrop<Pool>,
+    /// Pieces that the kernel reads from until it notifies.
+    loans: ManuallyDrop<Table<Loan>>,
+    /// A piece of this many bytes is sent without a copy.
+    zero_copy_above: Option<usize>,
     udp: ManuallyDrop<Datagrams>,
     listeners: Table<Listener>,
     bell: Arc<Bell>,
@@ -273,6 +286,8 @@ pub struct UringEngine {
     alarm_serial: u32,
     alarms: u32,
     alarm_time: Box<Timespec>,
+    spin: Spin,
+    sender: Sender,
     now: Instant,
     stats: EngineStats,
 }
@@ -290,7 +305,11 @@ impl UringEngine {
         conn.cancelled |= ending;
         for op in Op::OF_CONN {
             if ending & op.bit() != 0 {
-                self.cancel_tag(op.tag(id));
+                let conn = self.conns.get(id);
+                match conn.map(|conn| &conn.flight) {
+                    Some(Flight::ZeroCopy(loan)) if op == Op::Send => self.cancel_tag(Op::SendZc.tag(*loan)),
+                    _ => self.cancel_tag(op.tag(id)),
+                }
             }
         }
     }
@@ -332,6 +351,8 @@ impl Engine for UringEngine {
             conns: ManuallyDrop::new(Table::new()),
             buffers: ManuallyDrop::new(buffers),
             pool: ManuallyDrop::new(pool),
+            loans: ManuallyDrop::new(Table::new()),
+            zero_copy_above: config.zero_copy_above.filter(|_| features.zero_copy),
             udp: ManuallyDrop::new(Datagrams::new()),
             listeners: Table::new(),
             bell,
@@ -361,6 +382,8 @@ impl Engine for UringEngine {
             alarm_serial: 0,
             alarms: 0,
             alarm_time: Box::default(),
+            spin: Spin::new(config.spin),
+            sender: Sender { blocking: true, sendfile: features.sendfile },
             now: Instant::now(),
             stats: EngineStats::default(),
         })
@@ -432,6 +455,17 @@ impl Engine for UringEngine {
 
     fn close_udp(&mut self, udp: UdpId) {
         self.close_port(udp);
+    }
+
+    fn socket(&self, conn: ConnId) -> io::Result<SocketRef<'_>> {
+        let fd = self.conns.get(conn).and_then(|conn| conn.fd.as_ref()).ok_or(io::ErrorKind::NotFound)?;
+        Ok(SocketRef(fd.into()))
+    }
+
+    fn watch_urgent(&mut self, conn: ConnId) -> io::Result<()> {
+        self.socket(conn)?.0.set_out_of_band_inline(true)?;
+        self.watch_mark(conn);
+        Ok(())
     }
 
     fn wait(&mut self, deadline: Option<Instant>) -> io::Result<()> {

@@ -276,7 +276,7 @@ impl UringEngine {
             (true, None) => Mode::Direct,
             (false, None) => Mode::Multishot,
         };
-        if conn.mode == mode || conn.state != State::Open {
+        if conn.mode == mode || conn.state != State::Open || conn.urgent {
             return false;
         }
         conn.mode = mode;
@@ -287,6 +287,18 @@ impl UringEngine {
         }
         self.stats.mode_changes += 1;
         true
+    }
+
+    /// From now on each receive is a plain call that ends at the mark, and is made when its event is asked for: a receive
+    /// that the kernel makes by itself would be past the mark before anybody looks. The poll is set anew each time, since a
+    /// receive that ends at the mark leaves bytes behind, which make no new edge.
+    pub(super) fn watch_mark(&mut self, id: ConnId) {
+        let Some(conn) = self.conns.get_mut(id) else { return };
+        conn.urgent = true;
+        if std::mem::replace(&mut conn.mode, Mode::OneShot) == Mode::Direct {
+            self.cancel(id, Op::Poll.bit());
+        }
+        self.settle(id);
     }
 
     /// The connection was readable beyond its last receive: it goes on, unless it has had its share.
@@ -337,24 +349,31 @@ impl UringEngine {
 
     #[cold]
     fn feed_multishot(&mut self, slots: u32) {
-        for _ in 0..slots {
-            let Some(id) = self.starved.pop_front() else { return };
-            self.feed(id);
+        let mut left = slots;
+        while left > 0
+            && let Some(id) = self.starved.pop_front()
+        {
+            left -= u32::from(self.feed(id));
         }
     }
 
     #[cold]
     fn feed_direct(&mut self) {
-        for _ in 0..self.pool.free(SlotClass::Large) {
-            let Some(id) = self.starved_direct.pop_front() else { return };
-            self.feed(id);
+        let mut left = self.pool.free(SlotClass::Large);
+        while left > 0
+            && let Some(id) = self.starved_direct.pop_front()
+        {
+            left -= u32::from(self.feed(id));
         }
     }
 
-    fn feed(&mut self, id: ConnId) {
-        if let Some(conn) = self.conns.get_mut(id) {
-            conn.starved = false;
-            self.settle(id);
-        }
+    /// Lets a connection go on, and says whether it will take a slot. One that no longer wants one takes none, and nobody
+    /// would wake the next.
+    fn feed(&mut self, id: ConnId) -> bool {
+        let Some(conn) = self.conns.get_mut(id) else { return false };
+        conn.starved = false;
+        let takes = conn.wanted && !conn.eof && matches!(conn.state, State::Open | State::Failing);
+        self.settle(id);
+        takes
     }
 }

@@ -1,15 +1,17 @@
 //! Sending: at most one record in flight for each connection, which owns what the kernel reads.
 
+use std::io;
 use std::os::fd::AsFd;
 
 use io_uring::opcode;
 
 use super::ring::Completion;
+use super::zero::is_for_loan;
 use super::{Mode, Op, State, UringEngine};
 use crate::buffer::{Chunk, SendQueue};
 use crate::engine::contract::{Event, SendProgress};
-use crate::engine::direct::{self, PIECES_PER_SEND};
-use crate::id::ConnId;
+use crate::engine::direct::{self, PIECES_PER_SEND, Then};
+use crate::id::{ConnId, Id};
 use crate::socket::SockAddr;
 
 /// Whether a connection in multishot mode, too, sends by a plain call at once. Measured with echoes of 64 and 1,024 bytes
@@ -19,7 +21,7 @@ pub(super) const SEND_AT_ONCE: bool = false;
 /// Records with several pieces that are kept for reuse; each has about 1 KiB.
 const SPARE_BATCHES: usize = 64;
 
-const FLAGS: i32 = libc::MSG_NOSIGNAL;
+pub(super) const FLAGS: i32 = libc::MSG_NOSIGNAL;
 
 /// What the kernel reads from while an operation is armed. Moving it does not move the bytes.
 pub(super) enum Flight {
@@ -29,6 +31,13 @@ pub(super) enum Flight {
     /// One piece, by far the most frequent.
     One(Chunk),
     Many(Box<Batch>),
+    /// A file, and what of it was read already. A poll says when there is room, and plain calls send.
+    ///
+    /// A splice operation would not wait like that: it always runs on a worker thread of the kernel, and keeps that
+    /// thread as long as the peer does not read.
+    Polled(Box<SendQueue>),
+    /// A piece on loan, see [`zero`](super::zero).
+    ZeroCopy(Id),
 }
 
 /// Several pieces and their description for sendmsg(2).
@@ -49,8 +58,12 @@ impl Batch {
     /// Moves pieces out of `queue`, as many as one call can send.
     fn load(&mut self, queue: &mut SendQueue) {
         for _ in 0..PIECES_PER_SEND {
-            let Some(piece) = queue.pop() else { return };
-            self.pieces.push(piece);
+            if queue.front().is_none_or(Chunk::is_alone) {
+                return;
+            }
+            if let Some(piece) = queue.pop() {
+                self.pieces.push(piece);
+            }
         }
     }
 
@@ -68,7 +81,7 @@ impl Flight {
     #[inline]
     fn consume(&mut self, bytes: usize) -> bool {
         match self {
-            Self::None | Self::Address(_) => true,
+            Self::None | Self::Address(_) | Self::Polled(_) | Self::ZeroCopy(_) => true,
             Self::One(piece) if bytes >= piece.len() => true,
             Self::One(piece) => {
                 piece.advance(bytes);
@@ -84,11 +97,21 @@ impl Flight {
     /// What has not been sent.
     pub(super) fn unsent(self) -> Vec<Chunk> {
         match self {
-            Self::None | Self::Address(_) => Vec::new(),
+            Self::None | Self::Address(_) | Self::ZeroCopy(_) => Vec::new(),
             Self::One(piece) => vec![piece],
             Self::Many(mut batch) => std::iter::from_fn(|| batch.pieces.pop()).collect(),
+            Self::Polled(mut pieces) => std::iter::from_fn(|| pieces.pop()).collect(),
         }
     }
+}
+
+/// Stands for a file that was too short, where an `errno` is kept.
+pub(super) const TRUNCATED: i32 = i32::MAX;
+
+/// An error as [`Conn::error`](super::Conn) keeps it.
+fn code_of(error: &io::Error) -> i32 {
+    let other = if error.kind() == io::ErrorKind::UnexpectedEof { TRUNCATED } else { libc::EIO };
+    error.raw_os_error().unwrap_or(other)
 }
 
 impl UringEngine {
@@ -96,35 +119,49 @@ impl UringEngine {
     pub(super) fn start_send(&mut self, id: ConnId, queue: &mut SendQueue) -> SendProgress {
         const NOTHING: SendProgress = SendProgress { bytes: 0, idle: false };
         let Some(conn) = self.conns.get_mut(id) else { return NOTHING };
-        if conn.state != State::Open || conn.finishing || conn.is_armed(Op::Send) {
+        if conn.state != State::Open || conn.finishing || conn.is_sending() {
             return NOTHING;
         }
         if queue.is_empty() {
             return SendProgress { bytes: 0, idle: true };
         }
         let mut bytes = 0;
-        if self.send_at_once || conn.mode != Mode::Multishot {
+        let at_once = self.send_at_once || conn.mode != Mode::Multishot;
+        let loan = queue.front().is_some_and(|piece| is_for_loan(self.zero_copy_above, piece));
+        if (at_once && !loan) || matches!(queue.front(), Some(Chunk::File(_))) {
             let Some(fd) = &conn.fd else { return NOTHING };
-            match direct::send(fd.as_fd(), queue, &mut self.stats.calls) {
-                Ok(sent) => bytes = sent,
-                Err(error) => {
-                    self.fail(id, error.raw_os_error().unwrap_or(libc::EIO));
-                    return NOTHING;
+            let sent = self.sender.send(fd.as_fd(), queue, &self.pool, &mut self.stats.calls);
+            bytes = sent.bytes;
+            match sent.then {
+                Then::Done => return SendProgress { bytes, idle: true },
+                Then::Full | Then::Later => {}
+                Then::Failed(error) => {
+                    self.fail(id, code_of(&error));
+                    return SendProgress { bytes, idle: false };
                 }
             }
-            if queue.is_empty() {
-                return SendProgress { bytes, idle: true };
+        }
+        match queue.front() {
+            Some(piece) if is_for_loan(self.zero_copy_above, piece) => {
+                let piece = queue.pop();
+                piece.into_iter().for_each(|piece| self.lend(id, piece));
+            }
+            _ => {
+                self.load_flight(id, queue);
+                self.submit_flight(id);
             }
         }
-        self.load_flight(id, queue);
-        self.submit_flight(id);
         SendProgress { bytes, idle: false }
     }
 
     /// Moves the front of `queue` to where the kernel can read it.
     #[inline]
     fn load_flight(&mut self, id: ConnId, queue: &mut SendQueue) {
-        let flight = if queue.pieces() == 1 {
+        let flight = if matches!(queue.front(), Some(Chunk::File(_))) {
+            let mut file = Box::new(SendQueue::new());
+            queue.pop().into_iter().for_each(|piece| file.push(piece));
+            Flight::Polled(file)
+        } else if queue.pieces() == 1 || queue.front().is_some_and(Chunk::is_alone) {
             queue.pop().map_or(Flight::None, Flight::One)
         } else {
             let mut batch = self.spare_batches.pop().unwrap_or_else(Batch::new);
@@ -137,18 +174,20 @@ impl UringEngine {
     }
 
     #[inline]
-    fn submit_flight(&mut self, id: ConnId) {
+    pub(super) fn submit_flight(&mut self, id: ConnId) {
         let Some(conn) = self.conns.get_mut(id) else { return };
         let fd = conn.target();
         let entry = match &mut conn.flight {
-            Flight::None | Flight::Address(_) => return,
+            Flight::None | Flight::Address(_) | Flight::ZeroCopy(_) => return,
             Flight::One(piece) => {
                 let data = piece.as_slice();
                 // A piece of 4 GiB or more goes in parts; the completion says how much went.
                 let length = u32::try_from(data.len()).unwrap_or(u32::MAX);
-                opcode::Send::new(fd, data.as_ptr(), length).flags(FLAGS).build()
+                let urgent = if matches!(piece, Chunk::Urgent(_)) { libc::MSG_OOB } else { 0 };
+                opcode::Send::new(fd, data.as_ptr(), length).flags(FLAGS | urgent).build()
             }
             Flight::Many(batch) => opcode::SendMsg::new(fd, batch.describe()).flags(FLAGS as u32).build(),
+            Flight::Polled(_) => opcode::PollAdd::new(fd, libc::EPOLLOUT as u32).build(),
         };
         conn.arm(Op::Send);
         // SAFETY: the bytes belong to the flight, and with several pieces the description does, too. The flight stays in
@@ -163,6 +202,9 @@ impl UringEngine {
         if completion.result < 0 {
             self.send_failed(id, -completion.result);
             return None;
+        }
+        if matches!(conn.flight, Flight::Polled(_)) {
+            return self.continue_polled(id);
         }
         let bytes = completion.result as usize;
         let idle = conn.flight.consume(bytes);
@@ -183,11 +225,36 @@ impl UringEngine {
         if closing { None } else { Some(Event::Sent { conn: id, bytes, idle: idle && open }) }
     }
 
+    /// There is room for more of a file.
+    fn continue_polled(&mut self, id: ConnId) -> Option<Event> {
+        let conn = self.conns.get_mut(id)?;
+        if conn.state != State::Open {
+            self.settle(id);
+            return None;
+        }
+        let (Flight::Polled(pieces), Some(fd)) = (&mut conn.flight, &conn.fd) else { return None };
+        let sent = self.sender.send(fd.as_fd(), pieces, &self.pool, &mut self.stats.calls);
+        let (bytes, idle) = (sent.bytes, matches!(sent.then, Then::Done));
+        match sent.then {
+            Then::Done => {
+                conn.flight = Flight::None;
+                if conn.finishing {
+                    self.send_fin(id);
+                }
+            }
+            // The poll is answered at once if there is room still, but only in the next turn.
+            Then::Full | Then::Later => self.submit_flight(id),
+            Then::Failed(error) => self.fail(id, code_of(&error)),
+        }
+        (bytes > 0).then_some(Event::Sent { conn: id, bytes, idle })
+    }
+
     #[cold]
     fn send_failed(&mut self, id: ConnId, error: i32) {
         let open = self.conns.get(id).is_some_and(|conn| conn.state == State::Open);
         match error {
-            libc::EAGAIN | libc::EINTR if open => self.submit_flight(id),
+            // The second: the SYN of a connect that waited for data (TCP Fast Open) took none of it.
+            libc::EAGAIN | libc::EINPROGRESS | libc::EINTR if open => self.submit_flight(id),
             _ if open => self.fail(id, error),
             _ => self.settle(id),
         }
@@ -207,7 +274,7 @@ impl UringEngine {
         if std::mem::replace(&mut conn.finishing, true) {
             return;
         }
-        if conn.state == State::Open && !conn.is_armed(Op::Send) {
+        if conn.state == State::Open && !conn.is_sending() {
             self.send_fin(id);
         }
     }

@@ -566,6 +566,56 @@ fn ping_pong_with(server: &mut Server, peer: &mut TcpStream, conn: ConnId) {
     }
 }
 
+/// The result of a send without a copy is not its end: the slot stays on loan until the notification, which is what the
+/// `Sent` comes with. A send that fails keeps to the same order.
+#[test]
+fn a_piece_on_loan_waits_for_its_notification() {
+    for broken in [false, true] {
+        let config = EngineConfig { zero_copy_above: Some(1), ..EngineConfig::default() };
+        let mut server = Server::with(&config, PoolConfig::default());
+        let (peer, conn) = server.accept_one();
+        let engine = &mut server.engine;
+        engine.receive(conn, Want::Paused);
+        engine.wait(Some(Instant::now())).unwrap();
+        while engine.next().is_some() {}
+        if broken {
+            socket2::SockRef::from(engine.conns.get(conn).unwrap().fd.as_ref().unwrap())
+                .shutdown(Shutdown::Write)
+                .unwrap();
+        }
+        let mut buf = engine.pool.writable(10_000).unwrap();
+        buf.append(&[7; 10_000]);
+        let mut queue = SendQueue::new();
+        queue.push(buf);
+        assert!(!engine.send(conn, &mut queue).idle);
+        let (mut sent, mut completions) = (0, Vec::new());
+        let deadline = Instant::now() + PATIENCE;
+        while engine.loans.len() > 0 {
+            assert!(Instant::now() < deadline && sent == 0, "{completions:?}");
+            assert_eq!(engine.pool.stats().leased, 1, "given back while the kernel reads it: {completions:?}");
+            engine.ring.enter(super::ring::Block::AtMost(Duration::from_millis(50))).unwrap();
+            while let Some(completion) = engine.ring.pop() {
+                if completion.tag >> 60 == super::Op::SendZc as u64 {
+                    completions.push((completion.result, completion.more()));
+                }
+                if let Some(Event::Sent { bytes, idle, .. }) = engine.translate(completion) {
+                    assert!(idle);
+                    sent += bytes;
+                }
+            }
+        }
+        assert_eq!(sent, if broken { 0 } else { 10_000 });
+        assert!(broken || completions.len() == 2, "a result and a notification: {completions:?}");
+        assert!(completions.iter().rev().skip(1).all(|(_, more)| *more), "{completions:?}");
+        drop(peer);
+        server.until("the end", |server| {
+            server.engine.close(conn, Close::Abort);
+            server.closed.len() == 1
+        });
+        assert_eq!(server.engine.pool.stats().leased, 0);
+    }
+}
+
 #[test]
 fn a_connection_is_small() {
     assert!(size_of::<Conn>() <= 96, "{} bytes", size_of::<Conn>());

@@ -2,20 +2,16 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use io_uring::opcode;
 use io_uring::types::{Fd, Timespec};
 
 use super::ring::{Block, Completion, Ring};
 use super::{Conn, Farewell, GENERATION_MASK, Op, UringEngine};
-use crate::engine::contract::{Event, Wake};
+use crate::engine::contract::{Event, Wake, Waker};
 use crate::engine::platform;
 use crate::id::{ConnId, Id};
-
-/// How often a starved connection looks for a slot when the only ones who can give one back are other threads, which
-/// ring no bell. With a low mark above 0 the engine always keeps slots of its own, and this is never reached.
-const STARVED_CHECK: Duration = Duration::from_millis(10);
 
 /// Alarms under way at once. A new one is needed when a deadline comes up that is earlier than all before.
 const ALARMS: u32 = 16;
@@ -34,8 +30,24 @@ impl UringEngine {
             chooser.sample(platform::thread_time());
         }
         let retry = self.resume_listeners();
-        let block = self.block(deadline, retry);
-        self.ring.enter(block)?;
+        let mut block = self.block(deadline, retry);
+        let starved = !self.starved.is_empty() || !self.starved_direct.is_empty();
+        let sleeps = block != Block::No;
+        let (hungry, hungry_ports) = (sleeps && starved, sleeps && self.udp.is_starved());
+        if hungry && !self.pool.begin_shortage(&Waker(self.bell.clone()))
+            || hungry_ports && !self.udp.begin_shortage(&Waker(self.bell.clone()))
+        {
+            block = Block::No;
+        }
+        let spins = self.spin.is_on() && block != Block::No;
+        let entered = if spins { self.spin_then_enter(block) } else { self.ring.enter(block) };
+        if hungry {
+            self.pool.end_shortage();
+        }
+        if hungry_ports {
+            self.udp.end_shortage();
+        }
+        entered?;
         self.now = Instant::now();
         self.ready_this_turn = self.ready.len();
         self.udp.begin_turn();
@@ -45,20 +57,45 @@ impl UringEngine {
         Ok(())
     }
 
+    /// Looks for completions without sleeping for a while, if that has paid of late, and then sleeps. A deadline is an
+    /// operation of its own, so that it ends the looking as any completion does.
+    #[cold]
+    fn spin_then_enter(&mut self, block: Block) -> io::Result<()> {
+        let begin = Instant::now();
+        let mut rest = block;
+        if let Some(budget) = self.spin.budget() {
+            self.stats.spins += 1;
+            let most = if let Block::AtMost(time) = block { budget.min(time) } else { budget };
+            loop {
+                self.ring.enter(Block::No)?;
+                if self.ring.has_leftovers() {
+                    self.spin.waited(begin.elapsed());
+                    return Ok(());
+                }
+                if begin.elapsed() >= most {
+                    break;
+                }
+                std::hint::spin_loop();
+            }
+            if let Block::AtMost(time) = block {
+                rest = Block::AtMost(time.saturating_sub(begin.elapsed()));
+            }
+        }
+        self.ring.enter(rest)?;
+        self.spin.waited(begin.elapsed());
+        Ok(())
+    }
+
     /// How long the enter may wait.
     fn block(&mut self, deadline: Option<Instant>, retry: Option<Instant>) -> Block {
         if !self.ready.is_empty() || !self.farewells.is_empty() || self.udp.has_leftovers() || self.ring.has_leftovers()
         {
             return Block::No;
         }
-        let mut until = match (deadline, retry) {
+        let until = match (deadline, retry) {
             (Some(deadline), Some(retry)) => Some(deadline.min(retry)),
             (deadline, retry) => deadline.or(retry),
         };
-        if !self.starved.is_empty() || !self.starved_direct.is_empty() || self.udp.is_starved() {
-            let check = self.now + STARVED_CHECK;
-            until = Some(until.map_or(check, |until| until.min(check)));
-        }
         match until {
             None => Block::Forever,
             Some(until) if until <= self.now => Block::No,
@@ -147,7 +184,7 @@ impl UringEngine {
     }
 
     #[inline]
-    fn translate(&mut self, completion: Completion) -> Option<Event> {
+    pub(super) fn translate(&mut self, completion: Completion) -> Option<Event> {
         const RECEIVE: u64 = Op::Receive as u64;
         const SEND: u64 = Op::Send as u64;
         const POLL: u64 = Op::Poll as u64;
@@ -155,12 +192,14 @@ impl UringEngine {
         const CONNECT: u64 = Op::Connect as u64;
         const RING: u64 = Op::Ring as u64;
         const ALARM: u64 = Op::Alarm as u64;
+        const SEND_ZC: u64 = Op::SendZc as u64;
         const DATAGRAM: u64 = Op::Datagram as u64;
         const DATAGRAM_IN: u64 = Op::DatagramIn as u64;
         const DATAGRAM_OUT: u64 = Op::DatagramOut as u64;
         match completion.tag >> 60 {
             RECEIVE => self.on_receive(completion),
             SEND => self.on_send(completion),
+            SEND_ZC => self.on_zero_copy(completion),
             POLL => self.on_poll(completion),
             ACCEPT => self.on_accept(completion),
             CONNECT => self.on_connect(completion),

@@ -1,0 +1,88 @@
+//! Urgent data (F51): sent in order, and found at the mark.
+
+use std::io::ErrorKind;
+
+use ringport_engine::{Chunk, Engine, Want};
+
+use crate::subject::Setup;
+use crate::world::{At, World};
+
+/// The buffer before an urgent byte ends there, and the mark is at the byte.
+pub fn the_mark_is_where_the_urgent_byte_is<E: Engine>(setup: &Setup) {
+    if setup.is_windows("mark of urgent data") {
+        return;
+    }
+    let mut world = World::<E>::new(setup);
+    if setup.sim {
+        let (server, _) = world.pair();
+        assert_eq!(world.server.engine.watch_urgent(server).expect_err("no TCP").kind(), ErrorKind::Unsupported);
+        assert_eq!(world.server.engine.at_mark(server).expect_err("no TCP").kind(), ErrorKind::Unsupported);
+        return world.finish();
+    }
+    for (early, before) in [(true, 3), (false, 3), (true, 20_000), (false, 20_000), (true, 0)] {
+        // Asked for before anything is received, or on a connection that has been receiving in its own way.
+        let (server, client) = if early { world.silent_pairs(1).remove(0) } else { world.pair() };
+        let mut wanted = Vec::new();
+        if !early {
+            wanted = world.dice.bytes(50_000);
+            world.client.send(client, wanted.clone());
+            world.expect(At::Server, server, &wanted);
+        }
+        world.server.engine.receive(server, Want::Paused);
+        world.server.engine.watch_urgent(server).expect("TCP has it");
+        world.server.log(server).marks = Some(Vec::new());
+        world.settle();
+        let data = world.dice.bytes(before);
+        wanted.extend(data.clone());
+        let mark = wanted.len();
+        wanted.extend(b"!behind");
+        world.client.send(client, data);
+        world.client.send(client, Chunk::urgent(b'!'));
+        world.client.send(client, "behind");
+        world.settle();
+        if before == 0 {
+            assert!(world.server.engine.at_mark(server).expect("TCP has it"), "the first byte is urgent");
+        }
+        world.server.engine.receive(server, Want::On);
+        world.expect(At::Server, server, &wanted);
+        let marks = world.server.log(server).marks.take().expect("they were watched");
+        assert_eq!(marks, if before == 0 { vec![] } else { vec![mark] }, "early {early}, {before} before");
+        // And the connection goes on.
+        world.server.log(server).received.clear();
+        world.client.send(client, "more");
+        world.expect(At::Server, server, b"more");
+    }
+    world.finish();
+}
+
+/// Among other data of any size, in one queue or one after the other, each urgent byte comes in its place.
+pub fn urgent_bytes_keep_their_place<E: Engine>(setup: &Setup) {
+    if setup.is_windows("mark of urgent data") {
+        return;
+    }
+    let mut world = World::<E>::new(setup);
+    let (server, client) = world.pair();
+    if !setup.sim {
+        world.server.engine.watch_urgent(server).expect("TCP has it");
+    }
+    for round in 0..30 {
+        let length = {
+            let most = world.scaled(40_000);
+            world.dice.below(most)
+        };
+        let data = world.dice.bytes(length);
+        let log = world.client.log(client);
+        log.wanted.extend_from_slice(&data);
+        log.wanted.push(round);
+        log.outbox.push(data);
+        log.outbox.push(Chunk::urgent(round));
+        if round % 3 == 0 {
+            world.client.pump(client);
+            world.step();
+        }
+    }
+    world.client.pump(client);
+    let wanted = world.client.log(client).wanted.clone();
+    world.expect(At::Server, server, &wanted);
+    world.finish();
+}
