@@ -96,6 +96,9 @@ pub(crate) struct Serve {
     /// Most new connections a second, and at once (0 = off)
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) accept_rate: u64,
+    /// Most datagrams a second from one peer, and at once (0 = off)
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) udp_rate: u64,
     /// Most bytes received a second on a connection, and at once (0 = off)
     #[arg(long, value_name = "BYTES", default_value = "0", value_parser = units::bytes)]
     pub(crate) receive_rate: u64,

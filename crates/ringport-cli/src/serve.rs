@@ -107,7 +107,7 @@ fn server(options: Serve) -> Result<Server, Failure> {
 /// Serves datagrams wherever that was asked for.
 fn serve_datagrams(server: Server, options: &Serve) -> Server {
     options.udp.iter().fold(server, |server, address| {
-        let sockets = DatagramOptions::default();
+        let sockets = DatagramOptions::default().rate_max(rate(options.udp_rate));
         match options.service {
             ServiceName::Echo => server.udp_with(*address, sockets, || EchoDatagrams),
             // Files have no datagrams, see `Serve::contradiction`.
@@ -192,6 +192,9 @@ fn report(handle: &ServerHandle) {
         datagrams_sent = stats.datagrams_sent,
         datagrams_dropped = stats.datagrams_dropped,
         datagrams_refused = stats.datagrams_refused,
+        datagrams_truncated = stats.datagrams_truncated,
+        datagrams_failed = stats.datagrams_failed,
+        datagrams_over_rate = stats.datagrams_over_rate,
         "ended"
     );
 }

@@ -203,6 +203,27 @@ impl SocketOption {
 }
 
 impl OptionName {
+    /// Refuses what only connections have: the options of TCP, and those that come into force when a connection closes.
+    pub(crate) fn check_datagrams(self) -> io::Result<()> {
+        match self {
+            Self::NoDelay
+            | Self::KeepAlive
+            | Self::Linger
+            | Self::UserTimeout
+            | Self::QuickAck
+            | Self::CongestionControl
+            | Self::MaxSegment => {
+                Err(io::Error::new(io::ErrorKind::Unsupported, "an option of connections, not of datagrams"))
+            }
+            Self::ReceiveBuffer
+            | Self::SendBuffer
+            | Self::TypeOfService
+            | Self::IncomingCpu
+            | Self::Mark
+            | Self::Raw { .. } => Ok(()),
+        }
+    }
+
     /// The value that a simulated socket has where nothing was set. `None` for a raw one, which no simulator knows.
     pub(crate) fn simulated(self) -> Option<SocketOption> {
         Some(match self {

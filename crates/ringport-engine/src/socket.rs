@@ -128,6 +128,17 @@ pub struct UdpOptions {
     pub receive_buffer: Option<u32>,
     /// Bytes of the kernel's send buffer (`SO_SNDBUF`); the system's default if `None`.
     pub send_buffer: Option<u32>,
+    /// Further options, set in this order before the socket is bound. Those of TCP are refused.
+    pub more: Vec<SocketOption>,
+}
+
+impl UdpOptions {
+    /// What differs from the system's defaults, in the order in which it is set.
+    pub(crate) fn options(&self) -> impl Iterator<Item = SocketOption> {
+        let receive_buffer = self.receive_buffer.map(SocketOption::ReceiveBuffer);
+        let send_buffer = self.send_buffer.map(SocketOption::SendBuffer);
+        receive_buffer.into_iter().chain(send_buffer).chain(self.more.iter().cloned())
+    }
 }
 
 impl Socket {
@@ -137,10 +148,12 @@ impl Socket {
     ///
     /// # Errors
     ///
-    /// `AddrInUse`, `AddrNotAvailable`, `PermissionDenied` and what else bind(2) answers.
+    /// `AddrInUse`, `AddrNotAvailable`, `PermissionDenied` and what else bind(2) answers; `Unsupported` for an option that
+    /// only connections have, and what setsockopt(2) answers.
     pub fn bind_udp(address: SocketAddr, options: &UdpOptions, network: Option<&sim::Network>) -> io::Result<Self> {
+        options.more.iter().try_for_each(|option| option.name().check_datagrams())?;
         if let Some(network) = network {
-            return Ok(Self(Repr::Simulated(network.bind_udp(address)?)));
+            return Ok(Self(Repr::Simulated(network.bind_udp(address, options)?)));
         }
         let socket = socket2::Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
         if options.reuse_port {
@@ -150,12 +163,7 @@ impl Socket {
         if address.is_ipv6() {
             socket.set_only_v6(true)?;
         }
-        if let Some(bytes) = options.receive_buffer {
-            socket.set_recv_buffer_size(bytes as usize)?;
-        }
-        if let Some(bytes) = options.send_buffer {
-            socket.set_send_buffer_size(bytes as usize)?;
-        }
+        options.options().try_for_each(|option| option.set(&socket))?;
         socket.bind(&address.into())?;
         Ok(Self(Repr::System(socket)))
     }

@@ -5,10 +5,10 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use ringport_engine::{Buf, Chunk, UdpOptions};
+use ringport_engine::{Buf, Chunk, OptionName, SocketOption, UdpId, UdpOptions};
 
-use crate::session::{Refusal, SendOutcome};
-use crate::worker::Context;
+use crate::session::{Rate, Refusal, SendOutcome};
+use crate::worker::{Context, Facts};
 
 /// One datagram, whole unless it says otherwise.
 #[derive(Debug)]
@@ -40,7 +40,7 @@ impl Datagram {
 pub trait DatagramHandler: 'static {
     /// What the handler keeps for each peer. It begins with the peer's first datagram and ends when none came for
     /// [`DatagramOptions::idle_timeout`]. A type without a size, such as `()`, keeps nothing, and no table of peers is
-    /// kept then.
+    /// kept then, unless [`DatagramOptions::rate_max`] or [`DatagramOptions::peers_per_address_max`] need one.
     type Peer: Default + 'static;
 
     /// The socket is bound.
@@ -70,6 +70,11 @@ pub struct DatagramOptions {
     pub socket: UdpOptions,
     /// Most peers with a state at once: 65,536 for each worker. A datagram of one more is dropped and counted.
     pub peers_max: usize,
+    /// Most peers of one IP address at once, for each worker; a datagram of one more is dropped and counted. Off by default.
+    /// IPv6 addresses count by their first 64 bits, of which one site usually has all.
+    pub peers_per_address_max: Option<usize>,
+    /// How many datagrams a peer may send a second, and at once; more are dropped and counted. Off by default.
+    pub rate_max: Option<Rate>,
     /// A peer's state ends when nothing came from it for this long, and up to a quarter more: 5 minutes. `None`: never.
     pub idle_timeout: Option<Duration>,
     /// Datagrams that may wait besides those that the engine has taken
@@ -82,6 +87,8 @@ impl Default for DatagramOptions {
         Self {
             socket: UdpOptions::default(),
             peers_max: 65_536,
+            peers_per_address_max: None,
+            rate_max: None,
             idle_timeout: Some(Duration::from_secs(300)),
             queue_max: 1024,
         }
@@ -94,6 +101,27 @@ impl DatagramOptions {
     pub fn peers(mut self, peers_max: usize, idle_timeout: Option<Duration>) -> Self {
         self.peers_max = peers_max;
         self.idle_timeout = idle_timeout;
+        self
+    }
+
+    /// Sets the most peers of one IP address.
+    #[must_use]
+    pub fn peers_per_address_max(mut self, peers: Option<usize>) -> Self {
+        self.peers_per_address_max = peers;
+        self
+    }
+
+    /// Sets how many datagrams a peer may send a second.
+    #[must_use]
+    pub fn rate_max(mut self, rate: Option<Rate>) -> Self {
+        self.rate_max = rate;
+        self
+    }
+
+    /// Sets a further option of the socket, before it is bound.
+    #[must_use]
+    pub fn option(mut self, option: SocketOption) -> Self {
+        self.socket.more.push(option);
         self
     }
 
@@ -120,12 +148,18 @@ pub(crate) struct Outbox {
     pub(crate) queue_max: usize,
     /// Something was refused; `writable` is called when there is room.
     pub(crate) refused: bool,
+    /// Something was refused for want of memory, since the worker last looked.
+    pub(crate) no_memory: bool,
+    /// `writable` is called when there is memory.
+    pub(crate) waits_for_memory: bool,
     pub(crate) closing: bool,
 }
 
 /// A datagram socket, for the time of one callback.
 pub struct Datagrams<'a> {
     pub(crate) context: &'a mut Context,
+    pub(crate) facts: &'a mut dyn Facts,
+    pub(crate) id: UdpId,
     pub(crate) outbox: &'a mut Outbox,
     pub(crate) local: SocketAddr,
 }
@@ -133,7 +167,8 @@ pub struct Datagrams<'a> {
 impl Datagrams<'_> {
     /// Queues one datagram. Datagrams of one size to one peer in a row may leave as one segmented send.
     ///
-    /// With too many waiting the data comes back in the outcome, and [`DatagramHandler::writable`] follows.
+    /// With too many waiting, or beyond the memory limit of the server, the data comes back in the outcome, and
+    /// [`DatagramHandler::writable`] follows.
     #[inline]
     pub fn send_to(&mut self, to: SocketAddr, data: impl Into<Chunk>) -> SendOutcome {
         let data = data.into();
@@ -145,8 +180,31 @@ impl Datagrams<'_> {
             self.context.count_refused_datagram();
             return SendOutcome::Refused { data, why: Refusal::Limit };
         }
+        if !self.context.charge_datagram(data.len() as u64) {
+            self.outbox.no_memory = true;
+            self.context.count_refused_datagram();
+            return SendOutcome::Refused { data, why: Refusal::ProcessLimit };
+        }
         self.outbox.queue.push_back((to, data));
         SendOutcome::Queued
+    }
+
+    /// An option of the socket.
+    ///
+    /// # Errors
+    ///
+    /// `Unsupported` where the system has no such option or only connections have it, and what getsockopt(2) answers.
+    pub fn option(&self, name: OptionName) -> io::Result<SocketOption> {
+        self.facts.udp_option(self.id, name)
+    }
+
+    /// Sets an option of the socket.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::option`], and what setsockopt(2) answers.
+    pub fn set_option(&mut self, option: &SocketOption) -> io::Result<()> {
+        self.facts.set_udp_option(self.id, option)
     }
 
     /// Where the socket is bound.

@@ -1,8 +1,10 @@
 //! Datagrams: `serve --udp`, `connect --udp` and `bench --udp`.
 
 use std::net::{SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -98,6 +100,139 @@ fn nobody_at_the_other_end() {
     let errors = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{errors}");
     assert!(errors.contains(&gone) && errors.contains("refused"), "{errors}");
+}
+
+/// A number in the last line of a server.
+fn count(errors: &str, name: &str) -> u64 {
+    let number = errors.split(&format!(" {name}=")).nth(1).and_then(|rest| rest.split_whitespace().next());
+    number.and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("no {name} in {errors}"))
+}
+
+/// A peer that asks again and again until `stop`, and again when there was no answer: datagrams may be lost. Returns how
+/// many it asked for and got, and the longest that it had to wait for one.
+fn healthy(address: SocketAddr, stop: Arc<AtomicBool>) -> thread::JoinHandle<(u64, Duration)> {
+    thread::spawn(move || {
+        let peer = socket();
+        peer.set_read_timeout(Some(Duration::from_millis(20))).expect("a timeout can be set");
+        let (mut answered, mut slowest) = (0_u64, Duration::ZERO);
+        while !stop.load(Ordering::Relaxed) {
+            let started = Instant::now();
+            let question = answered.to_be_bytes();
+            let mut answer = [0; 16];
+            loop {
+                peer.send_to(&question, address).expect("it is sent");
+                // An answer to an earlier question may still come.
+                match peer.recv_from(&mut answer) {
+                    Ok((length, from)) if from == address && answer[..length] == question => break,
+                    _ => assert!(started.elapsed() < LIMIT, "the server no longer answers"),
+                }
+            }
+            answered += 1;
+            slowest = slowest.max(started.elapsed());
+            thread::sleep(Duration::from_millis(1));
+        }
+        (answered, slowest)
+    })
+}
+
+/// Lets bad peers do what they do while a healthy one is served. Returns the last line of the server.
+fn attack(engine: &str, more: &[&str], attack: impl Fn(SocketAddr)) -> String {
+    let args = [&["serve", "echo", "--udp", "127.0.0.1:0", "--engine", engine], more].concat();
+    let mut server = Server::start_command(ringport().args(args), 1);
+    let address = address_of(&server.lines[0]);
+    let stop = Arc::new(AtomicBool::new(false));
+    let probe = healthy(address, Arc::clone(&stop));
+    attack(address);
+    thread::sleep(Duration::from_millis(50));
+    stop.store(true, Ordering::Relaxed);
+    let (answered, slowest) = probe.join().expect("the healthy peer was served");
+    assert!(answered > 10 && slowest < Duration::from_secs(1), "{engine}: {answered}, slowest {slowest:?}");
+    assert_eq!(server.stop(), 0, "{engine}: {}", server.program.errors());
+    server.program.errors()
+}
+
+#[test]
+fn empty_and_huge_datagrams_disturb_nobody() {
+    for engine in datagram_engines() {
+        let errors = attack(engine, &[], |address| {
+            let peer = socket();
+            peer.set_read_timeout(Some(Duration::from_millis(20))).expect("a timeout can be set");
+            let huge = vec![7; 65_507];
+            let mut answer = vec![0; 65_536];
+            for _ in 0..100 {
+                peer.send_to(&[], address).expect("it is sent");
+                peer.send_to(&huge, address).expect("it is sent");
+                for _ in 0..2 {
+                    // Whatever comes back is one of the two, whole.
+                    if let Ok(length) = peer.recv(&mut answer) {
+                        assert!([0, huge.len()].contains(&length) && answer[..length] == huge[..length], "{length}");
+                    }
+                }
+            }
+        });
+        assert!(count(&errors, "datagrams_received") > 100, "{engine}: {errors}");
+        assert_eq!(count(&errors, "datagrams_truncated"), 0, "{engine}: {errors}");
+    }
+}
+
+#[test]
+fn a_flood_does_not_end_the_service() {
+    for engine in datagram_engines() {
+        for more in [&[][..], &["--udp-rate", "10000"]] {
+            // Several peers that read no answer, whose kernel drops them.
+            let errors = attack(engine, more, |address| {
+                let peers: Vec<UdpSocket> = (0..4).map(|_| socket()).collect();
+                for number in 0..20_000_usize {
+                    // What the own kernel has no room for is part of the flood.
+                    let _ = peers[number % peers.len()].send_to(&[0x5a; 1000][..1 + number % 1000], address);
+                }
+            });
+            let (received, over) = (count(&errors, "datagrams_received"), count(&errors, "datagrams_over_rate"));
+            assert!(received > 1000, "{engine}: {errors}");
+            assert!(more.is_empty() && over == 0 || over < received, "{engine}: {errors}");
+        }
+    }
+}
+
+#[test]
+fn a_peer_over_its_rate_is_cut_short() {
+    for engine in datagram_engines() {
+        let errors = attack(engine, &["--udp-rate", "5000"], |address| {
+            let greedy = socket();
+            greedy.set_read_timeout(Some(Duration::from_millis(1))).expect("a timeout can be set");
+            let end = Instant::now() + LIMIT;
+            let mut answer = [0; 16];
+            // In step with the answers, as long as there are any, so that nothing is lost on the way.
+            for number in 0..6000_u32 {
+                greedy.send_to(&number.to_be_bytes(), address).expect("it is sent");
+                if greedy.recv(&mut answer).is_err() && number > 5000 {
+                    break;
+                }
+                assert!(Instant::now() < end);
+            }
+            for _ in 0..200 {
+                greedy.send_to(b"more", address).expect("it is sent");
+            }
+        });
+        assert!(count(&errors, "datagrams_over_rate") > 0, "{engine}: {errors}");
+    }
+}
+
+#[test]
+fn peers_that_are_gone_disturb_nobody() {
+    for engine in datagram_engines() {
+        let errors = attack(engine, &[], |address| {
+            for round in 0..300 {
+                // The answers find nobody, and the server's system is told so (ICMP port unreachable).
+                let peer = socket();
+                for _ in 0..1 + round % 3 {
+                    peer.send_to(b"and away", address).expect("it is sent");
+                }
+            }
+        });
+        // Whether an error arrives depends on who is faster, the answer or the close; some of 300 do on Linux.
+        assert!(cfg!(not(target_os = "linux")) || count(&errors, "datagrams_failed") > 0, "{engine}: {errors}");
+    }
 }
 
 fn bench(args: &[&str]) -> (Option<i32>, Value) {

@@ -397,6 +397,24 @@ impl Pool {
         }
     }
 
+    /// A copy of received bytes: in a slot of `class`, or in memory that is counted if those are low or too small.
+    #[allow(dead_code, reason = "only the engines of Unix receive several datagrams as one")]
+    #[inline]
+    pub(crate) fn copied_into(&self, class: SlotClass, data: &[u8]) -> Buf {
+        let bytes = match class {
+            SlotClass::Small => self.config().small_slot_bytes,
+            SlotClass::Large => self.config().large_slot_bytes,
+        };
+        if data.len() <= bytes as usize
+            && !self.is_low(class)
+            && let Some(mut buf) = self.lease(class)
+        {
+            buf.append(data);
+            return buf;
+        }
+        Buf::copied_out(&self.0.region, data)
+    }
+
     /// Free slots of a class, without those that other threads have just given back.
     #[inline]
     pub(crate) fn free(&self, class: SlotClass) -> u32 {

@@ -156,7 +156,7 @@ pub trait Engine: Sized {
     }
 
     /// Queues one datagram. It leaves in the next [`Engine::wait`] at the latest; datagrams of the same size to the same
-    /// peer in a row may leave as one segmented send.
+    /// peer in a row may leave as one segmented send. What is no bytes in memory (a range of a file, urgent data) fails.
     fn send_to(&mut self, udp: UdpId, to: SocketAddr, data: Chunk) -> SendTo {
         let _ = (udp, to);
         SendTo::Closed(data)
@@ -165,6 +165,36 @@ pub trait Engine: Sized {
     /// Sends what the kernel takes at once and gives the socket up: no event of it follows but [`Event::UdpClosed`].
     fn close_udp(&mut self, udp: UdpId) {
         let _ = udp;
+    }
+
+    /// The system's socket of a datagram socket, as [`Engine::socket`] is that of a connection.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound` for a stale id, `Unsupported` where there is no such socket.
+    fn udp_socket(&self, udp: UdpId) -> io::Result<SocketRef<'_>> {
+        let _ = udp;
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// An option of a datagram socket.
+    ///
+    /// # Errors
+    ///
+    /// As [`Engine::option`], and `Unsupported` for what only connections have.
+    fn udp_option(&self, udp: UdpId, name: OptionName) -> io::Result<SocketOption> {
+        name.check_datagrams()?;
+        SocketOption::read(&self.udp_socket(udp)?.0, name)
+    }
+
+    /// Sets an option of a datagram socket.
+    ///
+    /// # Errors
+    ///
+    /// As [`Engine::set_option`], and `Unsupported` for what only connections have.
+    fn set_udp_option(&mut self, udp: UdpId, option: &SocketOption) -> io::Result<()> {
+        option.name().check_datagrams()?;
+        option.set(&self.udp_socket(udp)?.0)
     }
 
     /// The system's socket of a connection, for the methods below. An engine whose connections are sockets of the system
@@ -415,6 +445,12 @@ pub struct EngineStats {
     pub datagrams_received: u64,
     /// Datagrams that the kernel took.
     pub datagrams_sent: u64,
+    /// Their bytes.
+    pub datagram_bytes_sent: u64,
+    /// Bytes of datagrams that wait to be sent, now.
+    pub datagram_bytes_queued: u64,
+    /// Bytes of received datagrams that somebody holds outside of the buffers for them, now.
+    pub datagram_bytes_copied: u64,
     /// Datagrams that the kernel dropped because its buffer was full (`SO_RXQ_OVFL`, see socket(7)). 0 where the system
     /// does not say. The kernel tells with the next datagram that arrives, and counts segments that it has put together as
     /// one.

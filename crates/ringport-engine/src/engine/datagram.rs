@@ -10,7 +10,7 @@
 //! completion for each. It also means that the kernel never sees memory beyond the call (law 1).
 //!
 //! **One copy for what the kernel put together, none otherwise.** A datagram that came alone stays in its slot. One that came
-//! with others in one receive is copied out into memory of its own: sharing a slot would let the smallest datagram that
+//! with others in one receive is copied into a small slot of its own: sharing a slot would let the smallest datagram that
 //! is kept hold 64 KiB, and a copy of some hundred bytes costs less than the call that was saved.
 //!
 //! An error that the system reports for a peer (`IP_RECVERR`, see ip(7)) makes the next call on the socket fail, whatever
@@ -47,6 +47,10 @@ const RETRIES_MAX: u32 = 16;
 const BYTES_MIN: usize = 256;
 /// Bytes for what a multishot receive puts before the payload, rounded up: header, address, control data.
 const OVERHEAD_BYTES: u32 = 128;
+/// The other class of slots holds segments that came together, as many for each slot of the first class. They are no
+/// multiple of a page apart either.
+const SEGMENT_SLOTS: u32 = 4;
+const SEGMENT_SLOT_BYTES: u32 = 1472 + 64;
 /// Room for control data: two integers (`SO_RXQ_OVFL` and `UDP_GRO`).
 pub(crate) const CONTROL_BYTES: usize = 64;
 
@@ -68,7 +72,13 @@ pub(crate) fn pool(config: &EngineConfig) -> Pool {
     if bytes.is_multiple_of(4096) {
         bytes += 64; // Slots a multiple of a page apart would all share the same few lines of the cache.
     }
-    Pool::new(PoolConfig::default().small_slots(config.datagram_slots).large_slots(2).slot_bytes(bytes, 64))
+    let segments = config.datagram_slots.saturating_mul(SEGMENT_SLOTS);
+    Pool::new(
+        PoolConfig::default()
+            .small_slots(config.datagram_slots)
+            .large_slots(segments)
+            .slot_bytes(bytes, SEGMENT_SLOT_BYTES),
+    )
 }
 
 /// A datagram socket: what both engines keep of it.
@@ -145,13 +155,25 @@ impl Port {
 
     /// Queues a datagram.
     #[inline]
-    pub(crate) fn push(&mut self, to: SocketAddr, data: Chunk) -> SendTo {
+    pub(crate) fn push(&mut self, to: SocketAddr, data: Chunk, stats: &mut EngineStats) -> SendTo {
         if self.outgoing.len() >= DATAGRAMS_QUEUED_MAX {
             self.full = true;
             return SendTo::Full(data);
         }
+        if data.is_alone() {
+            self.note_failure(Some(to), io::ErrorKind::InvalidInput.into(), stats);
+            return SendTo::Taken;
+        }
+        stats.datagram_bytes_queued += data.len() as u64;
         self.outgoing.push_back((to, data));
         SendTo::Taken
+    }
+
+    /// What waits will never be sent. Says how many datagrams that are.
+    pub(crate) fn give_up(&mut self, stats: &mut EngineStats) -> usize {
+        let unsent = std::mem::take(&mut self.outgoing);
+        stats.datagram_bytes_queued -= unsent.iter().map(|(_, data)| data.len() as u64).sum::<u64>();
+        unsent.len()
     }
 
     /// Whether so much waits that a call is worth it.
@@ -216,8 +238,10 @@ impl Port {
             match batches.send.call(self.socket.as_fd(), messages, self.many) {
                 Ok(sent) => {
                     let datagrams: usize = batches.send.counts[..sent].iter().sum();
-                    self.outgoing.drain(..datagrams);
+                    let bytes: u64 = self.outgoing.drain(..datagrams).map(|(_, data)| data.len() as u64).sum();
+                    stats.datagram_bytes_queued -= bytes;
                     stats.datagrams_sent += datagrams as u64;
+                    stats.datagram_bytes_sent += bytes;
                     retries = 0;
                     if sent < messages {
                         // What stopped the call is not told again (sendmmsg(2)): a full buffer, or an error of a peer.
@@ -247,7 +271,8 @@ impl Port {
         if datagrams > 1 {
             // The device or the route cannot segment. One by one they may go.
             self.gso = false;
-        } else if let Some((to, _)) = self.outgoing.pop_front() {
+        } else if let Some((to, data)) = self.outgoing.pop_front() {
+            stats.datagram_bytes_queued -= data.len() as u64;
             self.note_failure(Some(to), error, stats);
         }
     }
@@ -323,7 +348,8 @@ impl Port {
         let segment = ancillary.segment.filter(|segment| *segment > 0 && *segment < buf.len());
         if let Some(segment) = segment {
             stats.datagrams_received += buf.len().div_ceil(segment) as u64;
-            self.incoming.extend(buf.chunks(segment).map(|part| (from, Buf::copied(part), false)));
+            let copy = |part| (from, pool.copied_into(SlotClass::Large, part), false);
+            self.incoming.extend(buf.chunks(segment).map(copy));
             return;
         }
         let truncated = truncated || buf.len() > self.bytes_max;

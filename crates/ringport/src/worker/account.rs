@@ -60,6 +60,8 @@ pub(crate) struct Account {
     shrink_below: u64,
     /// Part of `used`: copies of received bytes.
     copies: u64,
+    /// Part of `used`: datagrams that wait to be sent, and copies of received ones.
+    datagrams: u64,
     /// Messages that a policy dropped.
     pub(crate) dropped_messages: u64,
     /// Their bytes.
@@ -68,7 +70,16 @@ pub(crate) struct Account {
 
 impl Account {
     pub(crate) fn new(budget: Arc<Budget>) -> Self {
-        Self { budget, used: 0, granted: 0, shrink_below: 0, copies: 0, dropped_messages: 0, dropped_bytes: 0 }
+        Self {
+            budget,
+            used: 0,
+            granted: 0,
+            shrink_below: 0,
+            copies: 0,
+            datagrams: 0,
+            dropped_messages: 0,
+            dropped_bytes: 0,
+        }
     }
 
     /// Bytes in use.
@@ -119,6 +130,26 @@ impl Account {
     pub(crate) fn set_copies(&mut self, bytes: u64) {
         if bytes != self.copies {
             let before = std::mem::replace(&mut self.copies, bytes);
+            self.release(before);
+            self.charge_anyway(bytes);
+        }
+    }
+
+    /// Charges a datagram that is to be sent, if the limit allows it, until [`Self::set_datagrams`] says otherwise.
+    #[inline]
+    pub(crate) fn charge_datagram(&mut self, bytes: u64) -> bool {
+        let fits = self.charge(bytes);
+        if fits {
+            self.datagrams += bytes;
+        }
+        fits
+    }
+
+    /// Charges what there is now of datagrams.
+    #[inline]
+    pub(crate) fn set_datagrams(&mut self, bytes: u64) {
+        if bytes != self.datagrams {
+            let before = std::mem::replace(&mut self.datagrams, bytes);
             self.release(before);
             self.charge_anyway(bytes);
         }
@@ -212,6 +243,11 @@ mod tests {
         account.set_copies(MIB);
         assert!(account.is_over());
         account.set_copies(0);
+        assert!(!account.is_still_over() && account.used() == MIB / 2);
+        assert!(account.charge_datagram(MIB / 2) && !account.charge_datagram(1));
+        account.set_datagrams(MIB);
+        assert!(account.is_over() && account.used() == MIB + MIB / 2);
+        account.set_datagrams(0);
         assert!(!account.is_still_over() && account.used() == MIB / 2);
     }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
-use ringport_engine::{Buf, Chunk, ConnId, ConnInfo, Engine, OptionName, Pool, SocketOption, TcpInfo};
+use ringport_engine::{Buf, Chunk, ConnId, ConnInfo, Engine, OptionName, Pool, SocketOption, TcpInfo, UdpId};
 
 use super::account::Account;
 use super::counters::{Counters, Totals};
@@ -69,6 +69,8 @@ pub struct Context {
     pub(super) account: Account,
     /// Sessions whose reading rests because of the memory limit.
     pub(super) resting: Vec<ConnId>,
+    /// Datagram sockets that wait for memory: to receive, or to send again what was refused.
+    pub(super) udp_resting: Vec<UdpId>,
     pub(super) counters: Arc<Counters>,
     pub(super) global_live: Arc<AtomicUsize>,
     pub(super) started: Instant,
@@ -286,10 +288,22 @@ impl Context {
         if !session.pauses.add(Pauses::MEMORY) {
             return;
         }
-        if self.resting.is_empty() {
+        self.watch_memory();
+        self.resting.push(conn);
+    }
+
+    /// Has a datagram socket wait for memory. Called once until it is told.
+    #[cold]
+    pub(super) fn rest_datagrams(&mut self, udp: UdpId) {
+        self.watch_memory();
+        self.udp_resting.push(udp);
+    }
+
+    /// Looks at the memory from time to time, from the first that waits on.
+    fn watch_memory(&mut self) {
+        if self.resting.is_empty() && self.udp_resting.is_empty() {
             self.timers.insert(self.now + super::MEMORY_PAUSE, Timer::Memory);
         }
-        self.resting.push(conn);
     }
 
     /// Takes received bytes out of the session's allowance.
@@ -361,6 +375,12 @@ impl Context {
         self.sessions.iter().flatten().map(|session| session.conn).collect()
     }
 
+    /// Charges a datagram against the memory limit, if that allows it.
+    #[inline]
+    pub(crate) fn charge_datagram(&mut self, bytes: u64) -> bool {
+        self.account.charge_datagram(bytes)
+    }
+
     pub(crate) fn count_refused_datagram(&mut self) {
         self.totals.datagrams_refused += 1;
     }
@@ -390,6 +410,8 @@ pub(crate) trait Facts {
     fn tcp_info(&self, conn: ConnId) -> io::Result<TcpInfo>;
     fn watch_urgent(&mut self, conn: ConnId) -> io::Result<()>;
     fn at_mark(&self, conn: ConnId) -> io::Result<bool>;
+    fn udp_option(&self, udp: UdpId, name: OptionName) -> io::Result<SocketOption>;
+    fn set_udp_option(&mut self, udp: UdpId, option: &SocketOption) -> io::Result<()>;
 }
 
 impl<E: Engine> Facts for E {
@@ -415,5 +437,13 @@ impl<E: Engine> Facts for E {
 
     fn at_mark(&self, conn: ConnId) -> io::Result<bool> {
         Engine::at_mark(self, conn)
+    }
+
+    fn udp_option(&self, udp: UdpId, name: OptionName) -> io::Result<SocketOption> {
+        Engine::udp_option(self, udp, name)
+    }
+
+    fn set_udp_option(&mut self, udp: UdpId, option: &SocketOption) -> io::Result<()> {
+        Engine::set_udp_option(self, udp, option)
     }
 }

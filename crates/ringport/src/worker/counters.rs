@@ -95,12 +95,14 @@ counters! {
     datagrams_truncated,
     /// Datagrams not sent, and peers reported unreachable.
     datagrams_failed,
-    /// Datagrams that a handler could not send because too many were waiting.
+    /// Datagrams that a handler could not send because too many were waiting, or for want of memory.
     datagrams_refused,
     /// Peers of datagram sockets with a state, now.
     peers,
-    /// Datagrams dropped because there were too many peers.
+    /// Datagrams dropped because there were too many peers, in all or of their address.
     peers_refused,
+    /// Datagrams dropped because their peer sent too many a second.
+    datagrams_over_rate,
     /// Peers forgotten after their idle timeout.
     peers_expired,
 }

@@ -1,16 +1,18 @@
 //! Datagram sockets of a worker, their handlers and their peers.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ringport_engine::{Buf, Engine, SendTo, Socket, UdpId, Want};
 
+use super::gate::who;
 use super::timers::Timer;
 use super::{Context, Worker};
 use crate::datagram::{Datagram, DatagramHandler, DatagramOptions, Datagrams, Outbox};
+use crate::session::{Bucket, Rate};
 
 /// How often peers are looked at, at most and at least.
 const SWEEP_MIN: Duration = Duration::from_millis(10);
@@ -36,10 +38,7 @@ pub(crate) trait DatagramService {
 pub(crate) type DatagramFactory = Arc<dyn Fn(&DatagramOptions) -> Box<dyn DatagramService> + Send + Sync>;
 
 pub(crate) fn datagram_factory<H: DatagramHandler>(make: impl Fn() -> H + Send + Sync + 'static) -> DatagramFactory {
-    Arc::new(move |options| {
-        let peers = Peers { index: HashMap::new(), slots: Vec::new(), free: Vec::new(), peers_max: options.peers_max };
-        Box::new(Typed { handler: make(), peers })
-    })
+    Arc::new(move |options| Box::new(Typed { handler: make(), peers: Peers::new(options) }))
 }
 
 struct Typed<H: DatagramHandler> {
@@ -53,21 +52,71 @@ struct Peers<P> {
     slots: Vec<Option<Peer<P>>>,
     free: Vec<u32>,
     peers_max: usize,
+    /// How many peers each IP address has, if that is limited.
+    addresses: BTreeMap<IpAddr, usize>,
+    per_address_max: Option<usize>,
+    rate: Option<Rate>,
+    /// When the first peer came: what rates count from.
+    origin: Option<Instant>,
 }
 
 struct Peer<P> {
     address: SocketAddr,
     state: P,
     active_at: Instant,
+    allowance: Bucket,
 }
 
 impl<P: Default> Peers<P> {
-    /// The peer of a datagram, a new one if need be. `None`: there are too many.
+    fn new(options: &DatagramOptions) -> Self {
+        Self {
+            index: HashMap::new(),
+            slots: Vec::new(),
+            free: Vec::new(),
+            peers_max: options.peers_max,
+            addresses: BTreeMap::new(),
+            per_address_max: options.peers_per_address_max,
+            rate: options.rate_max,
+            origin: None,
+        }
+    }
+
+    /// Whether nothing has to be known of any peer.
+    #[inline]
+    fn are_strangers(&self) -> bool {
+        size_of::<P>() == 0 && self.rate.is_none() && self.per_address_max.is_none()
+    }
+
+    /// Counts a new peer for its address, if that has not too many.
+    fn admit(&mut self, address: SocketAddr) -> bool {
+        let Some(max) = self.per_address_max else { return true };
+        let count = self.addresses.entry(who(address.ip())).or_default();
+        let admitted = *count < max;
+        *count += usize::from(admitted);
+        if *count == 0 {
+            self.addresses.remove(&who(address.ip()));
+        }
+        admitted
+    }
+
+    fn forget(&mut self, address: SocketAddr) {
+        self.index.remove(&address);
+        if self.per_address_max.is_some()
+            && let Some(count) = self.addresses.get_mut(&who(address.ip()))
+        {
+            *count -= 1;
+            if *count == 0 {
+                self.addresses.remove(&who(address.ip()));
+            }
+        }
+    }
+
+    /// The peer of a datagram, a new one if need be. `None`: there are too many, or it sends too many.
     fn find(&mut self, address: SocketAddr, context: &mut Context) -> Option<&mut P> {
         let now = context.now();
-        let slot = match self.index.get(&address) {
-            Some(slot) => *slot,
-            None if self.index.len() >= self.peers_max => {
+        let slot = match self.index.get(&address).copied() {
+            Some(slot) => slot,
+            None if self.index.len() >= self.peers_max || !self.admit(address) => {
                 context.totals.peers_refused += 1;
                 return None;
             }
@@ -76,7 +125,8 @@ impl<P: Default> Peers<P> {
                     self.slots.push(None);
                     self.slots.len() as u32 - 1
                 });
-                self.slots[slot as usize] = Some(Peer { address, state: P::default(), active_at: now });
+                let allowance = Bucket::default();
+                self.slots[slot as usize] = Some(Peer { address, state: P::default(), active_at: now, allowance });
                 self.index.insert(address, slot);
                 context.totals.peers += 1;
                 slot
@@ -84,6 +134,13 @@ impl<P: Default> Peers<P> {
         };
         let peer = self.slots[slot as usize].as_mut()?;
         peer.active_at = now;
+        if let Some(rate) = self.rate {
+            let since = now.saturating_duration_since(*self.origin.get_or_insert(now));
+            if !peer.allowance.spend_if_any(rate, since) {
+                context.totals.datagrams_over_rate += 1;
+                return None;
+            }
+        }
         Some(&mut peer.state)
     }
 
@@ -94,7 +151,7 @@ impl<P: Default> Peers<P> {
             return None;
         }
         let peer = self.slots[slot].take()?;
-        self.index.remove(&peer.address);
+        self.forget(peer.address);
         self.free.push(slot as u32);
         Some(peer)
     }
@@ -103,7 +160,7 @@ impl<P: Default> Peers<P> {
 impl<H: DatagramHandler> DatagramService for Typed<H> {
     #[inline]
     fn datagram(&mut self, socket: &mut Datagrams<'_>, datagram: Datagram) {
-        if size_of::<H::Peer>() == 0 {
+        if self.peers.are_strangers() {
             return self.handler.datagram(socket, &mut H::Peer::default(), datagram);
         }
         if let Some(peer) = self.peers.find(datagram.from, socket.context) {
@@ -138,6 +195,8 @@ pub(super) struct UdpSocket {
     idle_timeout: Option<Duration>,
     /// The engine took no more.
     blocked: bool,
+    /// Nothing is received for want of memory.
+    resting: bool,
 }
 
 impl<E: Engine> Worker<E> {
@@ -153,7 +212,7 @@ impl<E: Engine> Worker<E> {
         self.engine.receive_datagrams(id, Want::On);
         let outbox = Outbox { queue_max: options.queue_max.max(1), ..Outbox::default() };
         let (service, idle_timeout) = (make(options), options.idle_timeout);
-        let entry = UdpSocket { id, service, outbox, local, idle_timeout, blocked: false };
+        let entry = UdpSocket { id, service, outbox, local, idle_timeout, blocked: false, resting: false };
         if self.udp.len() <= id.slot() {
             self.udp.resize_with(id.slot() + 1, || None);
         }
@@ -175,20 +234,24 @@ impl<E: Engine> Worker<E> {
 
     #[inline]
     pub(super) fn datagram(&mut self, id: UdpId, from: SocketAddr, buf: Buf, truncated: bool) {
-        let Self { udp, context, .. } = self;
+        let Self { udp, context, engine, .. } = self;
         let Some(socket) = udp.get_mut(id.slot()).and_then(Option::as_mut) else { return };
         context.totals.received_bytes += buf.len() as u64;
-        let mut face = Datagrams { context, outbox: &mut socket.outbox, local: socket.local };
+        if context.account.is_over() && !std::mem::replace(&mut socket.resting, true) {
+            engine.receive_datagrams(id, Want::Paused);
+            context.rest_datagrams(id);
+        }
+        let mut face = Datagrams { context, facts: engine, id, outbox: &mut socket.outbox, local: socket.local };
         socket.service.datagram(&mut face, Datagram::new(from, buf, truncated));
         self.hand_over_datagrams(id);
     }
 
     pub(super) fn incident(&mut self, id: UdpId, what: Incident<'_>) {
-        let Self { udp, context, .. } = self;
+        let Self { udp, context, engine, .. } = self;
         let Some(socket) = udp.get_mut(id.slot()).and_then(Option::as_mut).filter(|socket| socket.id == id) else {
             return;
         };
-        let mut face = Datagrams { context, outbox: &mut socket.outbox, local: socket.local };
+        let mut face = Datagrams { context, facts: engine, id, outbox: &mut socket.outbox, local: socket.local };
         socket.service.on(&mut face, what);
         self.hand_over_datagrams(id);
     }
@@ -196,7 +259,7 @@ impl<E: Engine> Worker<E> {
     /// Gives the engine what the handler sent, as far as it takes it.
     #[inline]
     fn hand_over_datagrams(&mut self, id: UdpId) {
-        let Self { udp, engine, datagrams_unsent, udp_writable, .. } = self;
+        let Self { udp, engine, context, datagrams_unsent, udp_writable, .. } = self;
         let Some(socket) = udp.get_mut(id.slot()).and_then(Option::as_mut) else { return };
         while !socket.blocked
             && let Some((to, data)) = socket.outbox.queue.pop_front()
@@ -210,6 +273,10 @@ impl<E: Engine> Worker<E> {
                 SendTo::Closed(_) => *datagrams_unsent += 1,
             }
         }
+        if std::mem::take(&mut socket.outbox.no_memory) && !std::mem::replace(&mut socket.outbox.waits_for_memory, true)
+        {
+            context.rest_datagrams(id);
+        }
         if !socket.blocked && std::mem::take(&mut socket.outbox.refused) {
             // At the end of the turn, since the handler may fill the queue at once again.
             udp_writable.push(id);
@@ -220,6 +287,25 @@ impl<E: Engine> Worker<E> {
         let Some(socket) = self.udp_socket(id) else { return };
         socket.blocked = false;
         self.hand_over_datagrams(id);
+    }
+
+    /// There is memory again.
+    pub(super) fn wake_datagrams(&mut self, id: UdpId) {
+        let Some(socket) = self.udp.get_mut(id.slot()).and_then(Option::as_mut).filter(|socket| socket.id == id) else {
+            return;
+        };
+        if std::mem::take(&mut socket.resting) && !socket.outbox.closing {
+            self.engine.receive_datagrams(id, Want::On);
+        }
+        if std::mem::take(&mut socket.outbox.waits_for_memory) {
+            self.udp_writable.push(id);
+        }
+    }
+
+    /// Bytes that wait for the engine to take them.
+    pub(super) fn datagrams_waiting(&self) -> u64 {
+        let queued = |socket: &UdpSocket| socket.outbox.queue.iter().map(|(_, data)| data.len() as u64).sum::<u64>();
+        self.udp.iter().flatten().filter(|socket| socket.blocked).map(queued).sum()
     }
 
     /// Tells those whose sends were refused and that have room again.

@@ -73,7 +73,7 @@ impl Drop for Permit {
 }
 
 /// Whose address it is. A site has at least a whole network of IPv6 addresses with a common first half (RFC 6177).
-fn who(address: IpAddr) -> IpAddr {
+pub(super) fn who(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(_) => address,
         IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() & !u128::from(u64::MAX)).into(),

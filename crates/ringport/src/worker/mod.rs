@@ -70,6 +70,8 @@ pub(crate) struct Worker<E: Engine> {
     udp_writable: Vec<UdpId>,
     /// Datagrams that were waiting when their socket was closed.
     datagrams_unsent: u64,
+    /// Bytes of datagrams that the engine had sent when the counters were published last.
+    datagram_bytes_sent: u64,
     mailbox: Arc<Mailbox<Letter>>,
     share: Share,
     tick: Option<Duration>,
@@ -151,6 +153,7 @@ impl<E: Engine> Worker<E> {
             totals: WorkerStats::default(),
             account: Account::new(setup.budget),
             resting: Vec::new(),
+            udp_resting: Vec::new(),
             counters: setup.counters,
             global_live: setup.global_live,
             started: now,
@@ -171,6 +174,7 @@ impl<E: Engine> Worker<E> {
             udp: Vec::new(),
             udp_writable: Vec::new(),
             datagrams_unsent: 0,
+            datagram_bytes_sent: 0,
             mailbox,
             share: setup.share,
             tick: setup.tick,
@@ -475,6 +479,9 @@ impl<E: Engine> Worker<E> {
                 self.settle(conn);
             }
         }
+        for udp in std::mem::take(&mut self.context.udp_resting) {
+            self.wake_datagrams(udp);
+        }
     }
 
     fn run_tick(&mut self) {
@@ -501,6 +508,13 @@ impl<E: Engine> Worker<E> {
         totals.copies = self.context.pool.copies();
         if totals.copies > 0 {
             self.context.account.set_copies(self.context.pool.copied_out_bytes());
+        }
+        if !self.udp.is_empty() {
+            let waiting: u64 = self.datagrams_waiting();
+            let total = engine.datagram_bytes_queued + engine.datagram_bytes_copied + waiting;
+            self.context.account.set_datagrams(total);
+            self.context.totals.sent_bytes += engine.datagram_bytes_sent - self.datagram_bytes_sent;
+            self.datagram_bytes_sent = engine.datagram_bytes_sent;
         }
         let totals = &mut self.context.totals;
         totals.charged_bytes = self.context.account.used();

@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use ringport::{
-    Buf, Connection, Datagram, DatagramHandler, DatagramOptions, Datagrams, EngineKind, Handler, SendOutcome, Server,
-    ServerHandle, Simulation, WorkerStats,
+    Buf, Connection, Datagram, DatagramHandler, DatagramOptions, Datagrams, EngineKind, Handler, OptionName, Rate,
+    Refusal, SendOutcome, Server, ServerHandle, Simulation, SocketOption, WorkerStats,
 };
 
 use crate::stage::{LIMIT, Stage, stages};
@@ -20,6 +20,10 @@ stages!(
     a_full_queue_refuses_and_says_when_there_is_room,
     a_panic_costs_its_datagram_alone,
     an_unreachable_peer_is_told,
+    one_peer_of_an_address_too_many_is_dropped,
+    a_peer_over_its_rate_loses_what_is_too_much,
+    the_memory_limit_holds_for_datagrams,
+    handlers_set_options_of_their_socket,
 );
 
 /// Whether the engine has no datagrams.
@@ -322,6 +326,152 @@ fn an_unreachable_peer_is_told(stage: &Stage) {
         |_| !see(&asked).failed.is_empty() && see(&asked).received.len() == 1,
     );
     assert!(see(&asked).failed.iter().all(|to| *to == Some(gone)));
+}
+
+/// Two addresses with three peers each, of which two may come in.
+fn one_peer_of_an_address_too_many_is_dropped(stage: &Stage) {
+    if has_none(stage) {
+        return;
+    }
+    if matches!(stage, Stage::Real(EngineKind::Kqueue)) {
+        println!("skipped: not every system has 127.0.0.2");
+        return;
+    }
+    let (log, answers) = (Log::default(), Log::default());
+    let (served, asked) = (log.clone(), answers.clone());
+    let options = DatagramOptions::default().peers(100, Some(Duration::from_millis(80))).peers_per_address_max(Some(2));
+    let stats = play(
+        stage,
+        |at| Server::new().udp_with(at, options, move || Counting(served.clone())),
+        |to| {
+            let asker = asker(&asked, move |socket, datagram| {
+                if datagram.is_none() {
+                    ask(socket, to, "hello");
+                }
+            });
+            let from = ["127.0.0.1:0", "127.0.0.2:0"];
+            let mut from: Vec<&str> = from.iter().flat_map(|at| [*at; 3]).collect();
+            if matches!(stage, Stage::Sim { .. }) {
+                from = vec!["127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3", "127.0.0.2:1", "127.0.0.2:2", "127.0.0.2:3"];
+            }
+            from.into_iter().fold(Server::new(), |server, at| {
+                let asker = asker.clone();
+                server.udp(at, move || asker.clone())
+            })
+        },
+        |handle| handle.stats().peers_expired == 4 && see(&answers).received.len() == 4,
+    );
+    let mut served: Vec<_> = see(&log).received.iter().map(|(from, _)| from.ip().to_string()).collect();
+    served.sort_unstable();
+    assert_eq!(served, ["127.0.0.1", "127.0.0.1", "127.0.0.2", "127.0.0.2"]);
+    assert_eq!((stats.peers_refused, stats.datagrams_received, stats.peers), (2, 6, 0));
+}
+
+/// One peer sends a burst beyond its rate; another is served all the same, and so is the first one later.
+fn a_peer_over_its_rate_loses_what_is_too_much(stage: &Stage) {
+    if has_none(stage) {
+        return;
+    }
+    let (log, greedy, modest) = (Log::default(), Log::default(), Log::default());
+    let (served, bursting, waiting) = (log.clone(), greedy.clone(), modest.clone());
+    let options = DatagramOptions::default().rate_max(Some(Rate::new(1, 100)));
+    let stats = play(
+        stage,
+        |at| Server::new().udp_with(at, options, move || Counting(served.clone())),
+        |to| {
+            let burst = asker(&bursting, move |socket, datagram| {
+                // The answers carry a count in big endian; each is followed by the next question, and then by a burst.
+                let count = datagram.map_or(0, |answer| u32::from_be_bytes([0, 0, answer.data[2], answer.data[3]]));
+                let questions = if count == 100 { 50 } else { u32::from(count < 100) };
+                (0..questions).for_each(|_| ask(socket, to, "more"));
+            });
+            let patient = asker(&waiting, move |socket, datagram| {
+                if datagram.is_none_or(|answer| answer.data[3] < 5) {
+                    ask(socket, to, "please");
+                }
+            });
+            Server::new().udp("127.0.0.1:0", move || burst.clone()).udp("127.0.0.1:0", move || patient.clone())
+        },
+        |handle| handle.stats().datagrams_over_rate >= 10 && see(&modest).received.len() == 5,
+    );
+    // One more may pass for each second that the test takes.
+    let passed = see(&log).received.len() as u64;
+    assert!((105..145).contains(&passed), "{passed} passed");
+    assert_eq!(passed + stats.datagrams_over_rate, stats.datagrams_received, "{stats:?}");
+    assert!(see(&greedy).received.len() >= 100);
+}
+
+/// Answers are refused beyond the memory limit, its handler is told when there is memory again, and goes on.
+fn the_memory_limit_holds_for_datagrams(stage: &Stage) {
+    if has_none(stage) {
+        return;
+    }
+    let (log, asked) = (Log::default(), Log::default());
+    let (sender, reader) = (log.clone(), asked.clone());
+    let stats = play(
+        stage,
+        |at| {
+            let notes = sender.clone();
+            let many = asker(&sender, move |socket, datagram| {
+                let Some(datagram) = datagram else { return };
+                for _ in 0..40 {
+                    match socket.send_to(datagram.from, vec![9; 1000]) {
+                        SendOutcome::Queued => {}
+                        SendOutcome::Refused { data, why, .. } => {
+                            assert_eq!((data.len(), why), (1000, Refusal::ProcessLimit));
+                            see(&notes).refused += 1;
+                        }
+                        other => panic!("{other:?}"),
+                    }
+                }
+            });
+            Server::new().memory_limit(16_000).udp(at, move || many.clone())
+        },
+        |to| {
+            let reader = asker(&reader, move |socket, datagram| {
+                if datagram.is_none() {
+                    ask(socket, to, "many, please");
+                }
+            });
+            Server::new().udp("127.0.0.1:0", move || reader.clone())
+        },
+        |_| see(&log).writable > 0 && see(&log).refused + see(&asked).received.len() == 40,
+    );
+    let refused = see(&log).refused;
+    // The limit is taken in blocks, so that up to a quarter of it may be out of reach.
+    assert!((24..=28).contains(&refused), "{refused} were refused");
+    assert_eq!((stats.datagrams_refused, stats.datagrams_sent), (refused as u64, 40 - refused as u64));
+    assert_eq!((stats.sent_bytes, stats.charged_bytes), (1000 * stats.datagrams_sent, 0));
+    assert_eq!(see(&log).writable, 1);
+}
+
+fn handlers_set_options_of_their_socket(stage: &Stage) {
+    if has_none(stage) {
+        return;
+    }
+    let (log, asked) = (Log::default(), Log::default());
+    let (served, reader) = (log.clone(), asked.clone());
+    let first = SocketOption::TypeOfService(0x10);
+    let options = DatagramOptions::default().option(first.clone());
+    play(
+        stage,
+        |at| Server::new().udp(at, move || Counting(served.clone())),
+        |to| {
+            let reader = asker(&reader, move |socket, datagram| {
+                if datagram.is_none() {
+                    let second = SocketOption::TypeOfService(0x08);
+                    assert_eq!(socket.option(OptionName::TypeOfService).expect("it is read"), first);
+                    socket.set_option(&second).expect("it is set");
+                    assert_eq!(socket.option(OptionName::TypeOfService).expect("it is read"), second);
+                    let refused = socket.set_option(&SocketOption::NoDelay(true)).expect_err("TCP alone has it");
+                    assert_eq!(refused.kind(), std::io::ErrorKind::Unsupported);
+                    ask(socket, to, "done");
+                }
+            });
+            Server::new().udp_with("127.0.0.1:0", options, move || reader.clone())
+        },
+        |_| see(&asked).received.len() == 1,
+    );
 }
 
 /// Sends back what arrives on a connection.

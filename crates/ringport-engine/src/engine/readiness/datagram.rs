@@ -14,6 +14,7 @@ use crate::engine::contract::{EngineConfig, EngineStats, Event, SendTo, Waker, W
 use crate::engine::datagram::{self, Batches, Found, Port};
 use crate::engine::platform;
 use crate::id::{Table, UdpId};
+use crate::options::SocketRef;
 use crate::socket::Socket;
 
 /// Everything about datagrams. Holds no buffers until the first socket is bound.
@@ -52,6 +53,16 @@ impl Datagrams {
         }
     }
 
+    /// Bytes of received datagrams that are held outside of the slots.
+    pub(super) fn copied_bytes(&self) -> u64 {
+        self.memory.as_ref().map_or(0, |(pool, _)| pool.copied_out_bytes())
+    }
+
+    pub(super) fn socket(&self, id: UdpId) -> io::Result<SocketRef<'_>> {
+        let port = self.ports.get(id).and_then(Option::as_ref).ok_or(io::ErrorKind::NotFound)?;
+        Ok(SocketRef((&port.socket).into()))
+    }
+
     /// Whether a port waits for a buffer.
     pub(super) fn is_starved(&self) -> bool {
         !self.starved.is_empty()
@@ -71,7 +82,7 @@ impl Datagrams {
     /// Notes that a port has something to send, and sends it if that is much.
     fn push(&mut self, id: UdpId, to: SocketAddr, data: Chunk, stats: &mut EngineStats) -> SendTo {
         let Some(port) = self.ports.get_mut(id).and_then(Option::as_deref_mut) else { return SendTo::Closed(data) };
-        let outcome = port.push(to, data);
+        let outcome = port.push(to, data, stats);
         if !std::mem::replace(&mut port.flushing, true) {
             self.flush.push(id);
         }
@@ -170,7 +181,7 @@ impl ReadinessEngine {
         if let Some((_, batches)) = &mut self.udp.memory {
             port.flush(batches, &mut self.stats);
         }
-        let unsent = port.unsent();
+        let unsent = port.give_up(&mut self.stats);
         drop(port);
         self.note_freed_descriptor();
         self.turn.farewells.push_back(Farewell::Udp { id, unsent });

@@ -245,6 +245,10 @@ impl Engine for ReadinessEngine {
         self.close_port(udp);
     }
 
+    fn udp_socket(&self, udp: UdpId) -> io::Result<SocketRef<'_>> {
+        self.udp.socket(udp)
+    }
+
     fn socket(&self, conn: ConnId) -> io::Result<SocketRef<'_>> {
         let conn = self.conns.get(conn).ok_or(io::ErrorKind::NotFound)?;
         Ok(SocketRef(conn.socket.as_ref().ok_or(io::ErrorKind::NotFound)?.into()))
@@ -268,7 +272,7 @@ impl Engine for ReadinessEngine {
     }
 
     fn stats(&self) -> EngineStats {
-        self.stats
+        EngineStats { datagram_bytes_copied: self.udp.copied_bytes(), ..self.stats }
     }
 }
 

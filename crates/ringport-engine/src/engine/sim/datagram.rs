@@ -4,13 +4,14 @@ use std::collections::VecDeque;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use super::SimEngine;
 use super::network::{Action, Endpoint, Held, Network, Note, State};
 use super::tcp::FIRST_PORT;
+use super::{SimEngine, check_simulated};
 use crate::buffer::{Chunk, Pool, PoolConfig, SlotClass};
 use crate::engine::contract::{DATAGRAMS_QUEUED_MAX, Event, SendTo, Want};
 use crate::id::{Id, Table, UdpId};
-use crate::socket::{SockAddr, Socket};
+use crate::options::{OptionName, SocketOption};
+use crate::socket::{SockAddr, Socket, UdpOptions};
 
 /// The most that UDP carries over IPv4, see udp(7).
 const PAYLOAD_MAX: usize = 65_507;
@@ -26,6 +27,7 @@ pub(super) struct SimUdp {
     incoming_max: usize,
     /// Dropped since the owner was last told.
     dropped: u64,
+    pub(super) options: Vec<SocketOption>,
     wanted: bool,
     /// A [`Note::Datagram`] is on its way.
     noted: bool,
@@ -40,7 +42,9 @@ pub(super) struct Packet {
 
 impl Network {
     /// Binds a datagram socket.
-    pub(crate) fn bind_udp(&self, address: SocketAddr) -> io::Result<Endpoint> {
+    pub(crate) fn bind_udp(&self, address: SocketAddr, options: &UdpOptions) -> io::Result<Endpoint> {
+        let set: Vec<SocketOption> = options.options().collect();
+        set.iter().try_for_each(check_simulated)?;
         let mut state = self.lock();
         let mut local = address;
         if local.port() == 0 {
@@ -52,7 +56,8 @@ impl Network {
         }
         let incoming_max = (state.faults.buffer_max / 256).max(KEPT_MIN);
         let (owner, incoming) = (None, VecDeque::new());
-        let socket = SimUdp { local, owner, incoming, incoming_max, dropped: 0, wanted: false, noted: false };
+        let socket =
+            SimUdp { local, owner, incoming, incoming_max, dropped: 0, options: set, wanted: false, noted: false };
         let id = state.udps.insert(socket);
         Ok(Endpoint::new(self, Held::Udp(id), SockAddr::from(local), None))
     }
@@ -188,6 +193,11 @@ impl SimEngine {
             port.full = true;
             return SendTo::Full(data);
         }
+        if data.is_alone() {
+            self.network.lock().schedule(Action::Tell(self.number, Note::TooLarge(id, to)));
+            return SendTo::Taken;
+        }
+        self.stats.datagram_bytes_queued += data.len() as u64;
         port.outgoing.push_back((to, data));
         if !std::mem::replace(&mut port.flushing, true) {
             self.udp.flush.push(id);
@@ -201,6 +211,8 @@ impl SimEngine {
         let socket = port.socket;
         // What the kernel takes leaves; what it does not is reported.
         self.hand_over_datagrams(id, true);
+        let left = self.udp.ports.get(id).into_iter().flat_map(|port| &port.outgoing);
+        self.stats.datagram_bytes_queued -= left.map(|(_, data)| data.len() as u64).sum::<u64>();
         let mut state = self.network.lock();
         state.release_udp(socket);
         state.schedule(Action::Tell(self.number, Note::UdpClosed(id)));
@@ -209,6 +221,26 @@ impl SimEngine {
     pub(super) fn port_closed(&mut self, id: UdpId) -> Option<Event> {
         let port = self.udp.ports.remove(id)?;
         Some(Event::UdpClosed { udp: id, unsent: port.outgoing.len() })
+    }
+
+    pub(super) fn port_option(&self, id: UdpId, name: OptionName) -> io::Result<SocketOption> {
+        let port = self.udp.ports.get(id).filter(|port| !port.closing).ok_or(io::ErrorKind::NotFound)?;
+        let state = self.network.lock();
+        let socket = state.udps.get(port.socket).ok_or(io::ErrorKind::NotFound)?;
+        let set = socket.options.iter().rev().find(|option| option.name() == name);
+        name.check_datagrams()?;
+        set.cloned().or_else(|| name.simulated()).ok_or_else(|| io::ErrorKind::Unsupported.into())
+    }
+
+    pub(super) fn set_port_option(&mut self, id: UdpId, option: &SocketOption) -> io::Result<()> {
+        let port = self.udp.ports.get(id).filter(|port| !port.closing).ok_or(io::ErrorKind::NotFound)?;
+        option.name().check_datagrams()?;
+        check_simulated(option)?;
+        let mut state = self.network.lock();
+        let socket = state.udps.get_mut(port.socket).ok_or(io::ErrorKind::NotFound)?;
+        socket.options.retain(|set| set.name() != option.name());
+        socket.options.push(option.clone());
+        Ok(())
     }
 
     /// Sends what waits, before the engine waits.
@@ -243,11 +275,13 @@ impl SimEngine {
         self.stats.calls += 1;
         let count = if first && state.queues_sends() { 0 } else { state.some_of(port.outgoing.len()) };
         for (to, data) in port.outgoing.drain(..count) {
+            self.stats.datagram_bytes_queued -= data.len() as u64;
             if data.len() > PAYLOAD_MAX {
                 state.schedule(Action::Tell(self.number, Note::TooLarge(id, to)));
                 continue;
             }
             self.stats.datagrams_sent += 1;
+            self.stats.datagram_bytes_sent += data.len() as u64;
             state.send_packet(port.socket, to, data.as_slice());
         }
     }

@@ -235,6 +235,14 @@ impl Engine for SimEngine {
         self.close_port(udp);
     }
 
+    fn udp_option(&self, udp: UdpId, name: OptionName) -> io::Result<SocketOption> {
+        self.port_option(udp, name)
+    }
+
+    fn set_udp_option(&mut self, udp: UdpId, option: &SocketOption) -> io::Result<()> {
+        self.set_port_option(udp, option)
+    }
+
     fn option(&self, conn: ConnId, name: OptionName) -> io::Result<SocketOption> {
         let entry = self.conns.get(conn).ok_or(io::ErrorKind::NotFound)?;
         let state = self.network.lock();

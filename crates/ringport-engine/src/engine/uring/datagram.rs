@@ -25,6 +25,7 @@ use crate::engine::contract::{EngineStats, Event, SendTo, Waker, Want};
 use crate::engine::datagram::{self, Batches, CONTROL_BYTES, Control, Found, Port};
 use crate::engine::datagram_calls as calls;
 use crate::id::{Table, UdpId};
+use crate::options::SocketRef;
 use crate::socket::Socket;
 
 const RECEIVE: u8 = 1;
@@ -127,6 +128,18 @@ impl Datagrams {
         }
     }
 
+    /// Bytes of received datagrams that are held outside of the slots.
+    pub(super) fn copied_bytes(&self) -> u64 {
+        self.memory.as_ref().map_or(0, |memory| memory.pool.copied_out_bytes())
+    }
+
+    pub(super) fn socket(&self, id: UdpId) -> io::Result<SocketRef<'_>> {
+        match self.entries.get(id) {
+            Some(Entry::Open(armed)) => Ok(SocketRef((&armed.port.socket).into())),
+            _ => Err(io::ErrorKind::NotFound.into()),
+        }
+    }
+
     pub(super) fn begin_turn(&mut self) {
         self.ready_this_turn = self.ready.len();
     }
@@ -179,7 +192,7 @@ impl Datagrams {
     fn push(&mut self, id: UdpId, to: SocketAddr, data: Chunk, stats: &mut EngineStats) -> SendTo {
         let Some(Entry::Open(armed)) = self.entries.get_mut(id) else { return SendTo::Closed(data) };
         let port = &mut armed.port;
-        let outcome = port.push(to, data);
+        let outcome = port.push(to, data, stats);
         if !std::mem::replace(&mut port.flushing, true) {
             self.flush.push(id);
         }
@@ -240,7 +253,7 @@ impl UringEngine {
             armed.cancelled |= ending;
             return self.cancel_port(id, ending);
         }
-        *entry = Entry::Closed(armed.port.unsent());
+        *entry = Entry::Closed(armed.port.give_up(&mut self.stats));
         self.descriptor_freed = true;
         self.farewells.push_back(Farewell::Udp(id));
     }

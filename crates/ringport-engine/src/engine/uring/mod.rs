@@ -457,6 +457,10 @@ impl Engine for UringEngine {
         self.close_port(udp);
     }
 
+    fn udp_socket(&self, udp: UdpId) -> io::Result<SocketRef<'_>> {
+        self.udp.socket(udp)
+    }
+
     fn socket(&self, conn: ConnId) -> io::Result<SocketRef<'_>> {
         let fd = self.conns.get(conn).and_then(|conn| conn.fd.as_ref()).ok_or(io::ErrorKind::NotFound)?;
         Ok(SocketRef(fd.into()))
@@ -492,6 +496,7 @@ impl Engine for UringEngine {
     }
 
     fn stats(&self) -> EngineStats {
-        EngineStats { calls: self.stats.calls + self.ring.enters, ..self.stats }
+        let datagram_bytes_copied = self.udp.copied_bytes();
+        EngineStats { calls: self.stats.calls + self.ring.enters, datagram_bytes_copied, ..self.stats }
     }
 }
