@@ -2,7 +2,7 @@
 
 use std::env::consts::{EXE_EXTENSION, EXE_SUFFIX};
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpStream, UdpSocket};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -82,6 +82,25 @@ fn echo() {
         let mut back = vec![0; message.len()];
         stream.read_exact(&mut back).expect("the data comes back");
         assert!(back == message);
+    }
+}
+
+#[test]
+fn udp() {
+    if cfg!(windows) {
+        println!("skipped: the engines of Windows have no datagrams");
+        return;
+    }
+    let Some((_running, address)) = start("udp", &["127.0.0.1:0"]) else { return };
+    for _ in 0..2 {
+        let peer = UdpSocket::bind("127.0.0.1:0").expect("a free port");
+        peer.set_read_timeout(Some(Duration::from_secs(10))).expect("a timeout can be set");
+        for count in ["1\n", "2\n", "3\n"] {
+            peer.send_to(b"hello", &address).expect("it is sent");
+            let mut answer = [0; 16];
+            let length = peer.recv(&mut answer).expect("it is answered");
+            assert_eq!(&answer[..length], count.as_bytes(), "each peer has a count of its own");
+        }
     }
 }
 
