@@ -10,7 +10,7 @@ use ringport_engine::{SockAddr, socket};
 use crate::Error;
 
 /// An IP address with a port, or a Unix socket file.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Address {
     /// IPv4 or IPv6.
     Ip(SocketAddr),

@@ -170,6 +170,41 @@ fn proxy() {
     stream.read_exact(&mut back).expect("all that was taken comes back");
 }
 
+#[test]
+fn pool() {
+    let Some((_echo, behind)) = start("echo", &["127.0.0.1:0"]) else { return };
+    let Some((_pool, address)) = start("pool", &["127.0.0.1:0", &behind]) else { return };
+    let clients: Vec<_> = (0..12)
+        .map(|client| {
+            let address = address.clone();
+            std::thread::spawn(move || {
+                let mut stream = BufReader::new(connect(&address));
+                for number in 0..50 {
+                    let question = format!("{client} asks {}\n", "x".repeat(number * 100));
+                    stream.get_mut().write_all(question.as_bytes()).expect("it takes data");
+                    let mut answer = String::new();
+                    stream.read_line(&mut answer).expect("it answers");
+                    assert_eq!(answer, question, "the answer of another client");
+                }
+            })
+        })
+        .collect();
+    for client in clients {
+        client.join().expect("each has its answers");
+    }
+    let mut stream = BufReader::new(connect(&address));
+    stream.get_mut().write_all(b"?\n").expect("it takes data");
+    let mut counters = String::new();
+    stream.read_line(&mut counters).expect("it answers");
+    let counter = |name: &str| -> Option<u64> {
+        let (_, rest) = counters.split_once(&format!(" {name}: "))?;
+        rest.split([',', ' ']).next()?.parse().ok()
+    };
+    let (created, reused) = (counter("created"), counter("reused"));
+    assert!(created.is_some_and(|created| (1..=4).contains(&created)), "{counters}");
+    assert_eq!(created.zip(reused).map(|(created, reused)| created + reused), Some(600), "{counters}");
+}
+
 /// Asks an HTTP server with Python's client, on one connection and on several.
 const ASK: &str = r#"
 import http.client, sys, threading

@@ -200,14 +200,20 @@ pub async fn connect(address: impl IntoAddress) -> io::Result<Stream> {
 /// Outside of a worker's thread.
 pub async fn connect_with(address: impl IntoAddress, options: SocketOptions) -> io::Result<Stream> {
     let runtime = Runtime::current("connect");
-    let to = address.into_address().map_err(invalid)?.to_system()?;
+    let stream = start_connect(&runtime, &address.into_address().map_err(invalid)?, options)?;
+    stream.connected().await?;
+    Ok(stream)
+}
+
+/// A stream that begins to connect.
+pub(super) fn start_connect(runtime: &Rc<Runtime>, to: &Address, options: SocketOptions) -> io::Result<Stream> {
+    let to = to.to_system()?;
     if runtime.is_closed() {
         return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the worker has ended"));
     }
-    let cell = StreamCell::new(Rc::clone(&runtime), false, &ConnectionOptions::default());
+    let cell = StreamCell::new(Rc::clone(runtime), false, &ConnectionOptions::default());
     let stream = Stream::new(Rc::clone(&cell));
     runtime.request(Request::Connect { stream: cell, whither: Box::new((to, options)) });
-    stream.connected().await?;
     Ok(stream)
 }
 

@@ -44,6 +44,7 @@
 mod bridge;
 mod cell;
 pub mod compat;
+mod connection_pool;
 mod inbox;
 mod listener;
 pub mod remote;
@@ -57,6 +58,7 @@ use std::future::{Future, poll_fn};
 use std::io;
 use std::task::Poll;
 
+pub use connection_pool::{ConnectionPool, ConnectionPoolOptions, ConnectionPoolStats, PooledStream};
 pub use listener::{Listener, connect, connect_with};
 pub use stream::{OwnedReader, OwnedWriter, RecvFuture, SendFuture, Stream};
 pub use task::{JoinError, JoinHandle};

@@ -16,6 +16,7 @@ use ringport_engine::engine::sim::Network;
 use ringport_engine::{ConnId, ListenerId, Pool, SendQueue, SockAddr, Socket, SocketOptions};
 
 use super::cell::StreamCell;
+use super::connection_pool::Local;
 use super::listener::ListenerCell;
 use super::task::{BoxFuture, TaskId, Tasks, Woken};
 use super::time::Sleeps;
@@ -63,6 +64,8 @@ pub(crate) struct Runtime {
     pub(super) number: u16,
     woken: Arc<Woken>,
     tasks: RefCell<Tasks>,
+    /// How many of them only tidy up, so that nobody waits for their end.
+    pub(super) background: Cell<usize>,
     /// Tasks to poll, for whatever reason other than an event.
     ready: RefCell<VecDeque<TaskId>>,
     /// The task that is being polled, and what its own waker looks like.
@@ -79,8 +82,11 @@ pub(crate) struct Runtime {
     /// For whom the connection is that the worker is about to open.
     accepting: RefCell<Option<Rc<ListenerCell>>>,
     now: Cell<Instant>,
+    turns: Cell<u64>,
     pub(super) pool: Pool,
     pub(super) network: Option<Network>,
+    /// The parts of connection pools that lie on this worker.
+    pub(super) pools: RefCell<Vec<Rc<Local>>>,
     /// Set while the future of a task that panicked is dropped.
     panicked: Cell<bool>,
     panics: Cell<u64>,
@@ -104,6 +110,7 @@ impl Runtime {
             number,
             woken: Arc::new(Woken::new(Arc::clone(&remote.mailboxes[usize::from(number)]))),
             tasks: RefCell::default(),
+            background: Cell::new(0),
             ready: RefCell::default(),
             polling: Cell::new(None),
             streams: RefCell::default(),
@@ -113,8 +120,10 @@ impl Runtime {
             sleeps: RefCell::default(),
             accepting: RefCell::default(),
             now: Cell::new(now),
+            turns: Cell::new(0),
             pool,
             network,
+            pools: RefCell::default(),
             panicked: Cell::new(false),
             panics: Cell::new(0),
             cancel_all: Cell::new(false),
@@ -187,8 +196,9 @@ impl Runtime {
         self.cancel_all.set(true);
     }
 
+    /// Whether there are tasks that somebody may wait for.
     pub(crate) fn has_tasks(&self) -> bool {
-        self.tasks.borrow().len() > 0
+        self.tasks.borrow().len() > self.background.get()
     }
 
     /// Whether there is nothing to do for now.
@@ -299,7 +309,7 @@ impl Runtime {
 
     fn drop_tasks(&self) {
         // A task that is dropped may start another.
-        while self.has_tasks() {
+        while self.tasks.borrow().len() > 0 {
             let ids = self.tasks.borrow().ids();
             for task in ids {
                 let taken = self.tasks.borrow_mut().remove(task);
@@ -318,6 +328,8 @@ impl Runtime {
         self.drop_tasks();
         self.touched.borrow_mut().clear();
         self.requests.borrow_mut().clear();
+        let pools = std::mem::take(&mut *self.pools.borrow_mut());
+        pools.iter().for_each(|pool| pool.end());
         let streams = std::mem::take(&mut *self.streams.borrow_mut());
         for stream in streams.into_iter().flatten() {
             stream.lost();
@@ -338,6 +350,12 @@ impl Runtime {
 
     pub(crate) fn set_now(&self, now: Instant) {
         self.now.set(now);
+        self.turns.set(self.turns.get() + 1);
+    }
+
+    /// How many turns the worker has begun.
+    pub(super) fn turns(&self) -> u64 {
+        self.turns.get()
     }
 
     pub(super) fn now(&self) -> Instant {

@@ -294,7 +294,7 @@ impl Stream {
         Self { cell: Some(cell) }
     }
 
-    fn cell(&self) -> &Rc<StreamCell> {
+    pub(super) fn cell(&self) -> &Rc<StreamCell> {
         self.cell.as_ref().expect("only `split` takes the cell, and the stream with it")
     }
 

@@ -312,6 +312,25 @@ impl<T> Drop for Leave<T> {
     }
 }
 
+/// A task that only tidies up, as long as it lives.
+struct Background(Rc<Runtime>);
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        self.0.background.set(self.0.background.get() - 1);
+    }
+}
+
+/// Runs `future` as a task for whose end no worker waits.
+pub(super) fn spawn_background(runtime: &Rc<Runtime>, future: impl Future<Output = ()> + 'static) {
+    runtime.background.set(runtime.background.get() + 1);
+    let background = Background(Rc::clone(runtime));
+    runtime.start(Box::pin(async move {
+        future.await;
+        drop(background);
+    }));
+}
+
 /// Runs `future` as a task of its own.
 pub(super) fn spawn_on<T: 'static>(runtime: &Rc<Runtime>, future: impl Future<Output = T> + 'static) -> JoinHandle<T> {
     let joint = Rc::new(RefCell::new(Joint { result: None, waiting: Interest::None }));

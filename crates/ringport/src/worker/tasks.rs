@@ -86,7 +86,7 @@ impl<E: Engine> Worker<E> {
 
     fn carry_out_request(&mut self, runtime: &Rc<Runtime>, request: Request) {
         match request {
-            Request::Connect { stream, .. } if stream.is_abandoned() => {}
+            Request::Connect { stream, .. } if stream.is_abandoned() => stream.failed(&abandoned()),
             Request::Connect { stream, .. } if self.drain.is_some() => stream.failed(&shutting_down()),
             Request::Connect { stream, whither } => match self.engine.connect(&whither.0, &whither.1) {
                 Ok(conn) => {
@@ -124,6 +124,10 @@ impl<E: Engine> Worker<E> {
     pub(super) fn has_ready_tasks(&self) -> bool {
         !self.context.aio.is_quiet()
     }
+}
+
+fn abandoned() -> io::Error {
+    io::Error::new(io::ErrorKind::ConnectionAborted, "nobody waits for this connection any more")
 }
 
 fn shutting_down() -> io::Error {

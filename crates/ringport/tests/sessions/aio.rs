@@ -47,7 +47,7 @@ pub(crate) async fn echo(mut stream: Stream) -> std::io::Result<()> {
     Ok(())
 }
 
-async fn read_all(stream: &mut Stream) -> std::io::Result<Vec<u8>> {
+pub(crate) async fn read_all(stream: &mut Stream) -> std::io::Result<Vec<u8>> {
     let mut all = Vec::new();
     while let Some(data) = stream.recv().await? {
         all.extend_from_slice(&data);
@@ -56,7 +56,7 @@ async fn read_all(stream: &mut Stream) -> std::io::Result<Vec<u8>> {
 }
 
 /// Plays `server` for each connection against one run of `client`, until the client has ended well.
-fn play<S, C>(stage: &Stage, server: S, client: C)
+pub(crate) fn play<S, C>(stage: &Stage, server: S, client: C)
 where
     S: AsyncFn(Stream) -> std::io::Result<()> + Clone + Send + Sync + 'static,
     C: AsyncFn(Address) -> std::io::Result<()> + Clone + Send + Sync + 'static,

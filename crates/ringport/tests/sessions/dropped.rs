@@ -21,14 +21,14 @@ stages! {
 
 /// A small generator, so that a failing run can be repeated (xorshift, Marsaglia 2003).
 #[derive(Clone)]
-struct Dice(Rc<RefCell<u64>>);
+pub(crate) struct Dice(Rc<RefCell<u64>>);
 
 impl Dice {
-    fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         Self(Rc::new(RefCell::new(seed.wrapping_mul(2).wrapping_add(0x9e37_79b9_7f4a_7c15))))
     }
 
-    fn below(&self, bound: u64) -> u64 {
+    pub(crate) fn below(&self, bound: u64) -> u64 {
         let mut state = self.0.borrow_mut();
         *state ^= *state << 13;
         *state ^= *state >> 7;
@@ -38,7 +38,7 @@ impl Dice {
 }
 
 /// Polls `future` until it is ready, or until the dice say that it is dropped where it waits.
-async fn until_dropped<F: Future>(dice: &Dice, future: F) -> Option<F::Output> {
+pub(crate) async fn until_dropped<F: Future>(dice: &Dice, future: F) -> Option<F::Output> {
     let mut future = pin!(future);
     poll_fn(|cx| match future.as_mut().poll(cx) {
         Poll::Ready(output) => Poll::Ready(Some(output)),
@@ -59,7 +59,7 @@ macro_rules! again {
     };
 }
 
-fn seed(stage: &Stage) -> u64 {
+pub(crate) fn seed(stage: &Stage) -> u64 {
     match stage {
         Stage::Sim { seed, .. } => *seed,
         Stage::Real(kind) => 1000 + *kind as u64,

@@ -68,6 +68,55 @@ fn tokio_tasks_send_and_receive() {
     });
 }
 
+/// As `tokio_tasks_send_and_receive`, on the threads of another executor.
+#[test]
+fn smol_tasks_send_and_receive() {
+    each_hub(|hub| {
+        let to = hub.running().addresses()[0].clone();
+        let hub = Arc::new(hub);
+        smol::block_on(async {
+            let mut tasks = Vec::new();
+            for number in 0..8 {
+                let (hub, to) = (Arc::clone(&hub), to.clone());
+                tasks.push(smol::spawn(async move {
+                    let stream = Arc::new(hub.connect(to).await.expect("it accepts"));
+                    let data = pattern(500_000 + number);
+                    let (sender, sent) = (Arc::clone(&stream), data.clone());
+                    let sending = smol::spawn(async move {
+                        for piece in sent.chunks(30_000) {
+                            sender.send(piece.to_vec()).await.expect("it takes data");
+                        }
+                        sender.shutdown().await.expect("it takes all");
+                        assert_eq!(sender.send("more").await.unwrap_err().kind(), ErrorKind::BrokenPipe);
+                    });
+                    let mut back = Vec::new();
+                    // A receive that is dropped loses nothing.
+                    loop {
+                        let over = async {
+                            smol::Timer::after(Duration::from_micros(50)).await;
+                            None
+                        };
+                        match smol::future::or(async { Some(stream.recv().await) }, over).await {
+                            Some(Ok(Some(piece))) => back.extend_from_slice(&piece),
+                            Some(end) => break assert!(end.expect("an end in order").is_none()),
+                            None => {}
+                        }
+                    }
+                    assert!(back == data, "{} of {} bytes", back.len(), data.len());
+                    sending.await;
+                }));
+            }
+            for task in tasks {
+                task.await;
+            }
+        });
+        let hub = Arc::into_inner(hub).expect("nobody else holds it");
+        let stats = hub.running().handle();
+        hub.close().expect("it ends in order");
+        assert_eq!(stats.stats().connections, 0);
+    });
+}
+
 #[test]
 fn a_remote_listener_hands_out_streams_and_a_hub_that_ends_says_so() {
     each_hub(|hub| {

@@ -16,6 +16,7 @@ mod framing;
 mod ledger;
 mod limits;
 mod options;
+mod pooled;
 mod pressure;
 mod real;
 mod remote;

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::rc::Rc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use ringport_engine::{Buf, Chunk, ConnInfo};
@@ -330,6 +330,17 @@ impl StreamCell {
     pub(in crate::aio) fn is_open(&self) -> bool {
         let inner = self.inner.borrow();
         inner.state == State::Open && !inner.peer_finished
+    }
+
+    /// Whether the connection may be used for something new: open both ways, and nothing lies there unread.
+    pub(in crate::aio) fn is_clean(&self) -> bool {
+        let inner = self.inner.borrow();
+        inner.state == State::Open && !inner.peer_finished && !inner.finish && inner.inbox.bytes() == 0
+    }
+
+    /// Has `waker` woken by the next thing that happens on the reading side, or nobody.
+    pub(in crate::aio) fn watch(&self, waker: Option<Waker>) {
+        self.inner.borrow_mut().reader = waker.map_or(Interest::None, |waker| Interest::Waker(Box::new(waker)));
     }
 
     pub(in crate::aio) fn id(&self) -> Option<ConnectionId> {
