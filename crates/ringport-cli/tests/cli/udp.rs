@@ -25,6 +25,16 @@ fn serve(service: &str, engine: &str) -> (Server, SocketAddr) {
     (server, address)
 }
 
+/// Receives a datagram. A signal ends a wait that has a limit (signal(7)), which the standard library does not hide.
+fn receive(socket: &UdpSocket, data: &mut [u8]) -> std::io::Result<(usize, SocketAddr)> {
+    loop {
+        match socket.recv_from(data) {
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            other => return other,
+        }
+    }
+}
+
 fn socket() -> UdpSocket {
     let socket = UdpSocket::bind("127.0.0.1:0").expect("a free port");
     socket.set_read_timeout(Some(LIMIT)).expect("a timeout can be set");
@@ -40,7 +50,7 @@ fn echo_generate_and_discard() {
         for size in [0, 1, 64, 1472, 65_507] {
             let data: Vec<u8> = (0..size).map(|at: u32| (at * 7) as u8).collect();
             peer.send_to(&data, address).expect("it is sent");
-            let (length, from) = peer.recv_from(&mut answer).expect("it comes back");
+            let (length, from) = receive(&peer, &mut answer).expect("it comes back");
             assert_eq!((from, &answer[..length]), (address, &data[..]), "{engine}");
         }
         assert_eq!(server.stop(), 0);
@@ -50,7 +60,7 @@ fn echo_generate_and_discard() {
         let (mut server, address) = serve("generate", engine);
         peer.send_to(b"go", address).expect("it is sent");
         for _ in 0..16 {
-            let length = peer.recv(&mut answer).expect("one of many");
+            let (length, _) = receive(&peer, &mut answer).expect("one of many");
             assert!(length == 1024 && answer[..length].iter().enumerate().all(|(at, byte)| *byte == at as u8));
         }
         assert_eq!(server.stop(), 0);
@@ -58,7 +68,7 @@ fn echo_generate_and_discard() {
         let (mut server, address) = serve("discard", engine);
         peer.send_to(b"nothing", address).expect("it is sent");
         peer.set_read_timeout(Some(Duration::from_millis(50))).expect("a timeout can be set");
-        assert!(peer.recv(&mut answer).is_err(), "nothing comes back");
+        assert!(receive(&peer, &mut answer).is_err(), "nothing comes back");
         peer.set_read_timeout(Some(LIMIT)).expect("a timeout can be set");
         assert_eq!(server.stop(), 0);
         assert!(server.program.errors().contains("datagrams_received=1"), "{}", server.program.errors());
@@ -75,7 +85,7 @@ fn streams_and_datagrams_beside_each_other() {
     let peer = socket();
     peer.send_to(b"datagram", address_of(&server.lines[1])).expect("it is sent");
     let mut answer = [0; 16];
-    assert_eq!(peer.recv(&mut answer).expect("it comes back"), 8);
+    assert_eq!(receive(&peer, &mut answer).expect("it comes back").0, 8);
     assert_eq!(server.stop(), 0);
 }
 
@@ -108,21 +118,22 @@ fn count(errors: &str, name: &str) -> u64 {
     number.and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("no {name} in {errors}"))
 }
 
-/// A peer that asks again and again until `stop`, and again when there was no answer: datagrams may be lost. Returns how
-/// many it asked for and got, and the longest that it had to wait for one.
-fn healthy(address: SocketAddr, stop: Arc<AtomicBool>) -> thread::JoinHandle<(u64, Duration)> {
+/// A peer that asks again and again until `stop`, but at least so many times, and again when there was no answer: datagrams
+/// may be lost. Returns how long it had to wait for an answer at most.
+fn healthy(address: SocketAddr, stop: Arc<AtomicBool>) -> thread::JoinHandle<Duration> {
+    const LEAST: u64 = 20;
     thread::spawn(move || {
         let peer = socket();
         peer.set_read_timeout(Some(Duration::from_millis(20))).expect("a timeout can be set");
         let (mut answered, mut slowest) = (0_u64, Duration::ZERO);
-        while !stop.load(Ordering::Relaxed) {
+        while answered < LEAST || !stop.load(Ordering::Relaxed) {
             let started = Instant::now();
             let question = answered.to_be_bytes();
             let mut answer = [0; 16];
             loop {
                 peer.send_to(&question, address).expect("it is sent");
                 // An answer to an earlier question may still come.
-                match peer.recv_from(&mut answer) {
+                match receive(&peer, &mut answer) {
                     Ok((length, from)) if from == address && answer[..length] == question => break,
                     _ => assert!(started.elapsed() < LIMIT, "the server no longer answers"),
                 }
@@ -131,7 +142,7 @@ fn healthy(address: SocketAddr, stop: Arc<AtomicBool>) -> thread::JoinHandle<(u6
             slowest = slowest.max(started.elapsed());
             thread::sleep(Duration::from_millis(1));
         }
-        (answered, slowest)
+        slowest
     })
 }
 
@@ -143,10 +154,9 @@ fn attack(engine: &str, more: &[&str], attack: impl Fn(SocketAddr)) -> String {
     let stop = Arc::new(AtomicBool::new(false));
     let probe = healthy(address, Arc::clone(&stop));
     attack(address);
-    thread::sleep(Duration::from_millis(50));
     stop.store(true, Ordering::Relaxed);
-    let (answered, slowest) = probe.join().expect("the healthy peer was served");
-    assert!(answered > 10 && slowest < Duration::from_secs(1), "{engine}: {answered}, slowest {slowest:?}");
+    let slowest = probe.join().expect("the healthy peer was served");
+    assert!(slowest < Duration::from_secs(1), "{engine}: slowest {slowest:?}");
     assert_eq!(server.stop(), 0, "{engine}: {}", server.program.errors());
     server.program.errors()
 }
@@ -164,7 +174,7 @@ fn empty_and_huge_datagrams_disturb_nobody() {
                 peer.send_to(&huge, address).expect("it is sent");
                 for _ in 0..2 {
                     // Whatever comes back is one of the two, whole.
-                    if let Ok(length) = peer.recv(&mut answer) {
+                    if let Ok((length, _)) = receive(&peer, &mut answer) {
                         assert!([0, huge.len()].contains(&length) && answer[..length] == huge[..length], "{length}");
                     }
                 }
@@ -206,7 +216,7 @@ fn a_peer_over_its_rate_is_cut_short() {
                 for _ in 0..32 {
                     greedy.send_to(b"more", address).expect("it is sent");
                 }
-                if (0..32).any(|_| greedy.recv(&mut answer).is_err()) {
+                if (0..32).any(|_| receive(&greedy, &mut answer).is_err()) {
                     break;
                 }
                 assert!(Instant::now() < end, "{engine}: the limit is never reached");
@@ -262,7 +272,7 @@ fn liar(lie: impl Fn(&UdpSocket, &mut [u8], SocketAddr) + Send + 'static) -> Str
     thread::spawn(move || {
         let mut data = [0; 2048];
         let mut number = 0;
-        while let Ok((length, from)) = server.recv_from(&mut data) {
+        while let Ok((length, from)) = receive(&server, &mut data) {
             number += 1;
             if number % 10 == 0 {
                 lie(&server, &mut data[..length], from);

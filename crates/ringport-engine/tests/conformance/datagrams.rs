@@ -3,15 +3,13 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ringport_engine::buffer::{Chunk, FileRange};
 use ringport_engine::engine::contract::{DATAGRAMS_QUEUED_MAX, DROP_WAIT};
 use ringport_engine::engine::sim::{Faults, Network};
 use ringport_engine::{
-    Buf, Engine, EngineConfig, EngineKind, Event, ListenOptions, OptionName, Pool, PoolConfig, SendTo, Socket,
-    SocketOption, UdpId, UdpOptions, Want,
+    Buf, Engine, EngineConfig, EngineKind, Event, ListenOptions, Pool, PoolConfig, SendTo, Socket, UdpId, UdpOptions,
+    Want,
 };
 
 use crate::subject::Setup;
@@ -20,19 +18,19 @@ use crate::world::Dice;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// One engine with one datagram socket, and what it saw.
-struct Port<E> {
-    engine: E,
-    udp: UdpId,
-    address: SocketAddr,
-    received: Vec<(SocketAddr, Vec<u8>, bool)>,
+pub(crate) struct Port<E> {
+    pub(crate) engine: E,
+    pub(crate) udp: UdpId,
+    pub(crate) address: SocketAddr,
+    pub(crate) received: Vec<(SocketAddr, Vec<u8>, bool)>,
     kept: Vec<Buf>,
     keep: bool,
     echo: bool,
     /// Datagrams of an echo that the engine did not take yet.
     outbox: Vec<(SocketAddr, Buf)>,
     writable: usize,
-    failed: Vec<(Option<SocketAddr>, io::ErrorKind)>,
-    closed: Option<usize>,
+    pub(crate) failed: Vec<(Option<SocketAddr>, io::ErrorKind)>,
+    pub(crate) closed: Option<usize>,
     events_max: usize,
     sim: bool,
 }
@@ -47,7 +45,7 @@ fn bind(address: &str, network: Option<&Network>) -> (Socket, SocketAddr) {
 }
 
 impl<E: Engine> Port<E> {
-    fn open(config: &EngineConfig) -> Self {
+    pub(crate) fn open(config: &EngineConfig) -> Self {
         Self::open_at(config, "127.0.0.1:0")
     }
 
@@ -120,12 +118,12 @@ impl<E: Engine> Port<E> {
     }
 
     /// Sends, which is taken.
-    fn send(&mut self, to: SocketAddr, data: Vec<u8>) {
+    pub(crate) fn send(&mut self, to: SocketAddr, data: Vec<u8>) {
         let outcome = self.engine.send_to(self.udp, to, data.into());
         assert!(matches!(outcome, SendTo::Taken), "{outcome:?}");
     }
 
-    fn close(mut self) {
+    pub(crate) fn close(mut self) {
         self.kept.clear();
         self.outbox.clear();
         self.engine.close_udp(self.udp);
@@ -140,7 +138,7 @@ impl<E: Engine> Port<E> {
 }
 
 /// Goes on with all until `done`.
-fn until<E: Engine, const N: usize>(
+pub(crate) fn until<E: Engine, const N: usize>(
     ports: [&mut Port<E>; N],
     what: &str,
     mut done: impl FnMut(&mut [&mut Port<E>; N]) -> bool,
@@ -176,28 +174,28 @@ fn settle<E: Engine, const N: usize>(ports: [&mut Port<E>; N]) {
 }
 
 /// A network with room for what a test sends before anybody reads.
-fn config(setup: &Setup) -> EngineConfig {
+pub(crate) fn config(setup: &Setup) -> EngineConfig {
     let mut faults = Faults::drawn(setup.seed).harmless();
     faults.buffer_max = 1 << 20;
     setup.config_with(faults)
 }
 
-fn pair<E: Engine>(config: &EngineConfig) -> (Port<E>, Port<E>) {
+pub(crate) fn pair<E: Engine>(config: &EngineConfig) -> (Port<E>, Port<E>) {
     (Port::open(config), Port::open(config))
 }
 
-fn sorted(datagrams: impl IntoIterator<Item = Vec<u8>>) -> Vec<Vec<u8>> {
+pub(crate) fn sorted(datagrams: impl IntoIterator<Item = Vec<u8>>) -> Vec<Vec<u8>> {
     let mut sorted: Vec<_> = datagrams.into_iter().collect();
     sorted.sort();
     sorted
 }
 
-fn data_of<E>(port: &Port<E>) -> Vec<Vec<u8>> {
+pub(crate) fn data_of<E>(port: &Port<E>) -> Vec<Vec<u8>> {
     port.received.iter().map(|(_, data, _)| data.clone()).collect()
 }
 
 /// Whether the engine has no datagrams, which it says when a socket is to be bound.
-fn has_none<E: Engine>(setup: &Setup) -> bool {
+pub(crate) fn has_none<E: Engine>(setup: &Setup) -> bool {
     let config = config(setup);
     let mut engine = E::open(&config, Pool::new(PoolConfig::default())).expect("the probe said that it opens");
     let (socket, _) = bind("127.0.0.1:0", config.network.as_ref());
@@ -490,87 +488,6 @@ pub fn a_datagram_too_large_kills_nothing<E: Engine>(setup: &Setup) {
     assert_eq!(client.engine.stats().datagrams_failed, 1);
     server.close();
     client.close();
-}
-
-/// A range of a file and urgent data are nothing that a datagram can carry; those before and behind them arrive.
-pub fn what_is_no_bytes_fails<E: Engine>(setup: &Setup) {
-    if has_none::<E>(setup) {
-        return;
-    }
-    let (mut server, mut client) = pair::<E>(&config(setup));
-    let file = std::fs::File::open(std::env::current_exe().expect("the test knows itself")).expect("it is a file");
-    let odd = [Chunk::from(FileRange::new(Arc::new(file), 0, 100)), Chunk::urgent(7)];
-    client.send(server.address, b"before".to_vec());
-    for chunk in odd {
-        let outcome = client.engine.send_to(client.udp, server.address, chunk);
-        assert!(matches!(outcome, SendTo::Taken), "{outcome:?}");
-    }
-    client.send(server.address, b"behind".to_vec());
-    until([&mut server, &mut client], "they failed and the others arrived", |ports| {
-        ports[0].received.len() >= 2 && ports[1].failed.len() >= 2
-    });
-    assert_eq!(sorted(data_of(&server)), [b"before".to_vec(), b"behind".to_vec()]);
-    assert_eq!(client.failed, [(Some(server.address), io::ErrorKind::InvalidInput); 2]);
-    assert_eq!(client.engine.stats().datagrams_failed, 2);
-    server.close();
-    client.close();
-}
-
-/// What waits to be sent is counted in bytes, and no longer once it has left, failed or been given up.
-pub fn bytes_of_datagrams_are_counted<E: Engine>(setup: &Setup) {
-    if has_none::<E>(setup) {
-        return;
-    }
-    let (mut server, mut client) = pair::<E>(&config(setup));
-    for size in [100, 0, 1000, 65_508] {
-        client.send(server.address, vec![1; size]);
-    }
-    assert_eq!(client.engine.stats().datagram_bytes_queued, 100 + 1000 + 65_508);
-    until([&mut server, &mut client], "all left or failed", |ports| {
-        ports[0].received.len() == 3 && ports[1].failed.len() == 1
-    });
-    let stats = client.engine.stats();
-    assert_eq!((stats.datagram_bytes_queued, stats.datagram_bytes_sent, stats.datagrams_sent), (0, 1100, 3));
-    client.send(server.address, vec![1; 500]);
-    client.engine.close_udp(client.udp);
-    until([&mut client], "it is closed", |ports| ports[0].closed.is_some());
-    let stats = client.engine.stats();
-    assert_eq!((stats.datagram_bytes_queued, stats.datagram_bytes_sent % 500), (0, 100));
-    server.close();
-}
-
-/// Options are set before the bind and on the live socket, and read back; those of connections are refused.
-pub fn options_of_datagram_sockets<E: Engine>(setup: &Setup) {
-    if has_none::<E>(setup) {
-        return;
-    }
-    let config = config(setup);
-    let mut options = UdpOptions::default();
-    options.more = vec![SocketOption::TypeOfService(0x10)];
-    let address = "127.0.0.1:0".parse().expect("an address");
-    let socket = Socket::bind_udp(address, &options, config.network.as_ref()).expect("a free port");
-    let mut port = Port::<E>::open(&config);
-    let udp = port.engine.bind_udp(socket).expect("another socket");
-    let engine = &mut port.engine;
-    assert_eq!(engine.udp_option(udp, OptionName::TypeOfService).expect("it is read"), options.more[0]);
-    let other = SocketOption::TypeOfService(0x08);
-    engine.set_udp_option(udp, &other).expect("it is set");
-    assert_eq!(engine.udp_option(udp, OptionName::TypeOfService).expect("it is read"), other);
-    engine.set_udp_option(udp, &SocketOption::ReceiveBuffer(50_000)).expect("it is set");
-    let read = engine.udp_option(udp, OptionName::ReceiveBuffer).expect("it is read");
-    assert!(matches!(read, SocketOption::ReceiveBuffer(50_000 | 100_000)), "{read:?}");
-
-    let refused = engine.set_udp_option(udp, &SocketOption::NoDelay(true)).expect_err("TCP alone has it");
-    assert_eq!(refused.kind(), io::ErrorKind::Unsupported);
-    options.more = vec![SocketOption::NoDelay(true)];
-    let refused = Socket::bind_udp(address, &options, config.network.as_ref()).expect_err("TCP alone has it");
-    assert_eq!(refused.kind(), io::ErrorKind::Unsupported);
-
-    engine.close_udp(udp);
-    let stale = engine.udp_option(udp, OptionName::TypeOfService).expect_err("it is closing");
-    assert_eq!(stale.kind(), io::ErrorKind::NotFound);
-    let stale = engine.set_udp_option(udp, &other).expect_err("it is closing");
-    assert_eq!(stale.kind(), io::ErrorKind::NotFound);
 }
 
 /// Each of many peers gets its own answers.

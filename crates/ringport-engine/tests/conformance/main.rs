@@ -12,6 +12,7 @@ mod calls;
 mod churn;
 mod closing;
 mod data;
+mod datagram_extras;
 mod datagrams;
 mod fast_open;
 mod files;
@@ -51,8 +52,8 @@ macro_rules! each_test {
                 paused_datagrams_stay_in_the_kernel, drops_are_counted, an_unreachable_peer_kills_nothing,
                 a_datagram_too_large_kills_nothing, many_peers_are_told_apart, closing_a_datagram_socket_returns_all,
                 stale_datagram_ids_do_nothing, an_engine_with_datagrams_under_way_is_dropped,
-                what_is_no_bytes_fails, bytes_of_datagrams_are_counted, options_of_datagram_sockets,
-                datagrams_over_ipv6, streams_and_datagrams_share_a_port, lossy_networks_lose_whole_datagrams;
+                                datagrams_over_ipv6, streams_and_datagrams_share_a_port, lossy_networks_lose_whole_datagrams;
+            datagram_extras: what_is_no_bytes_fails, bytes_of_datagrams_are_counted, options_of_datagram_sockets;
             fast_open: without_the_system_it_is_an_ordinary_connect, the_first_data_goes_with_the_syn,
                 a_refused_fast_open_closes;
             files: a_large_file_arrives_between_other_chunks, ranges_and_offsets, many_files_in_one_queue,
