@@ -34,7 +34,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-pub(crate) use account::{Account, Budget};
+pub(crate) use account::{Account, Budget, OVERRUN, RECEIVED_OVERRUN};
 pub use context::{ConnectionId, Context};
 pub(crate) use context::{Facts, Parts};
 pub(crate) use counters::Counters;

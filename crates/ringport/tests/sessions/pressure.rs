@@ -202,10 +202,8 @@ fn many_stalled_readers_cost_no_more_than_the_memory_limit(stage: &Stage) {
                 server.all_closed(CONNECTIONS) && seen.closed.len() + seen.connect_failed == CONNECTIONS
             },
         );
-        // What waits takes up to 4 MiB a worker more, which a handler that goes on sending uses up.
-        let slack = if policy == OverLimit::Wait { 10 << 20 } else { SLACK };
         // The sum is a little too large: what others have got rid of since they were looked at is in it.
-        assert!(sum.peak() <= memory(stage) + slack, "{policy:?}: {} bytes waited", sum.peak());
+        assert!(sum.peak() <= memory(stage) + SLACK, "{policy:?}: {} bytes waited", sum.peak());
         assert!(sum.peak() > memory(stage) / 2, "{policy:?}: only {} bytes waited, which shows nothing", sum.peak());
         let seen = server.see();
         let dropped: u64 = seen.closed.iter().map(|closed| closed.dropped_messages).sum();
