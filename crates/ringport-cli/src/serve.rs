@@ -108,11 +108,18 @@ fn server(options: Serve) -> Result<Server, Failure> {
 fn serve_datagrams(server: Server, options: &Serve) -> Server {
     options.udp.iter().fold(server, |server, address| {
         let sockets = DatagramOptions::default();
-        match options.service {
-            ServiceName::Echo => server.udp_with(*address, sockets, || EchoDatagrams),
+        match (options.service, options.api) {
+            (ServiceName::Echo, Api::Handler) => server.udp_with(*address, sockets, || EchoDatagrams),
             // Files have no datagrams, see `Serve::contradiction`.
-            ServiceName::Discard | ServiceName::Files => server.udp_with(*address, sockets, || DiscardDatagrams),
-            ServiceName::Generate => server.udp_with(*address, sockets, || GenerateDatagrams),
+            (ServiceName::Discard | ServiceName::Files, Api::Handler) => {
+                server.udp_with(*address, sockets, || DiscardDatagrams)
+            }
+            (ServiceName::Generate, Api::Handler) => server.udp_with(*address, sockets, || GenerateDatagrams),
+            (ServiceName::Echo, Api::Async) => server.udp_async(*address, tasks::echo_datagrams),
+            (ServiceName::Discard | ServiceName::Files, Api::Async) => {
+                server.udp_async(*address, tasks::discard_datagrams)
+            }
+            (ServiceName::Generate, Api::Async) => server.udp_async(*address, tasks::generate_datagrams),
         }
     })
 }

@@ -162,8 +162,8 @@ impl DatagramHandler for DiscardDatagrams {
 }
 
 /// Datagrams that one asks for, and their bytes.
-const GENERATED: usize = 16;
-const GENERATED_BYTES: usize = 1024;
+pub(crate) const GENERATED: usize = 16;
+pub(crate) const GENERATED_BYTES: usize = 1024;
 
 /// Answers a datagram with some of 1 KiB, which carry the bytes 0 to 255 over and over. Only a peer that asks gets any, so
 /// that a forged address is not flooded for long.

@@ -39,7 +39,7 @@ pub use context::{ConnectionId, Context};
 pub(crate) use context::{Facts, Parts};
 pub(crate) use counters::Counters;
 pub use counters::WorkerStats;
-pub(crate) use datagram::{DatagramFactory, datagram_factory};
+pub(crate) use datagram::{DatagramFactory, DatagramService, Incident, datagram_factory};
 pub(crate) use gate::{Gate, Permit};
 pub(crate) use mailbox::Mailbox;
 use race::Race;
