@@ -220,7 +220,7 @@ pub trait Engine: Sized {
     ///
     /// # Errors
     ///
-    /// `NotFound` for a stale id, `Unsupported` where nothing is urgent: in the simulator, and for Unix sockets.
+    /// `NotFound` for a stale id, `Unsupported` where nothing is urgent: for Unix sockets, and with the engines of Windows.
     fn at_mark(&self, conn: ConnId) -> io::Result<bool> {
         platform::at_mark(&self.socket(conn)?.0)
     }
