@@ -128,7 +128,8 @@ impl UringEngine {
         let mut bytes = 0;
         let at_once = self.send_at_once || conn.mode != Mode::Multishot;
         let loan = queue.front().is_some_and(|piece| is_for_loan(self.zero_copy_above, piece));
-        if (at_once && !loan) || matches!(queue.front(), Some(Chunk::File(_))) {
+        // What stands before a file goes with it: two turns less than by itself.
+        if !loan && (at_once || queue.file_is_near()) || matches!(queue.front(), Some(Chunk::File(_))) {
             let Some(fd) = &conn.fd else { return NOTHING };
             let sent = self.sender.send(fd.as_fd(), queue, &self.pool, &mut self.stats.calls);
             bytes = sent.bytes;
