@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use ringport::{Address, EngineConfig, EngineKind, SPIN_MAX};
 use tracing_subscriber::filter::LevelFilter;
 
+use crate::services::{PIECE_BYTES_MAX, PIECE_BYTES_MIN};
 use crate::units::{self, Sizes, Timeout, Warmup};
 
 /// Most workers that the library runs.
@@ -102,6 +103,9 @@ pub(crate) struct Serve {
     /// Most bytes that may wait to be sent on a connection
     #[arg(long, value_name = "BYTES", default_value = "10MiB", value_parser = send_limit)]
     pub(crate) send_limit: u64,
+    /// Bytes that are sent at a time (generate only)
+    #[arg(long, value_name = "BYTES", default_value = "64k", value_parser = piece)]
+    pub(crate) piece: u64,
     /// What happens when more is to be sent
     #[arg(long, value_enum, default_value_t = OverLimitName::Disconnect)]
     pub(crate) over_limit: OverLimitName,
@@ -162,6 +166,12 @@ impl Serve {
 fn send_limit(text: &str) -> Result<u64, String> {
     let bytes = units::bytes(text)?;
     if bytes < SEND_LIMIT_MIN { Err("at least 1KiB is needed".to_owned()) } else { Ok(bytes) }
+}
+
+fn piece(text: &str) -> Result<u64, String> {
+    let bytes = units::bytes(text)?;
+    let fits = (PIECE_BYTES_MIN..=PIECE_BYTES_MAX).contains(&bytes) && bytes.is_multiple_of(PIECE_BYTES_MIN);
+    if fits { Ok(bytes) } else { Err("a multiple of 256 up to 1MiB is needed".to_owned()) }
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
