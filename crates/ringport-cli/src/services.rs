@@ -96,7 +96,8 @@ pub(crate) struct Generate {
 }
 
 /// The longest piece of the stream.
-pub(crate) static PIECE: LazyLock<Vec<u8>> = LazyLock::new(|| (0..=u8::MAX).cycle().take(PIECE_BYTES_MAX as usize).collect());
+pub(crate) static PIECE: LazyLock<Vec<u8>> =
+    LazyLock::new(|| (0..=u8::MAX).cycle().take(PIECE_BYTES_MAX as usize).collect());
 /// Shortest and longest piece that may be asked for.
 pub(crate) const PIECE_BYTES_MIN: u64 = 256;
 pub(crate) const PIECE_BYTES_MAX: u64 = 1 << 20;

@@ -120,13 +120,6 @@ impl SendQueue {
         self.front.as_ref()
     }
 
-    /// Whether a file range is the first piece, or follows the first.
-    #[inline]
-    pub(crate) fn file_is_near(&self) -> bool {
-        let is_file = |piece: Option<&Chunk>| matches!(piece, Some(Chunk::File(_)));
-        is_file(self.front()) || is_file(self.rest.as_ref().and_then(|rest| rest.front()))
-    }
-
     /// The pieces in order.
     pub fn iter(&self) -> impl Iterator<Item = &Chunk> {
         self.front.iter().chain(self.rest.iter().flat_map(|rest| rest.iter()))
