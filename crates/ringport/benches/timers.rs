@@ -10,6 +10,7 @@
 //! Each line is the median of some repetitions and the slowest of them. As a test (`cargo test --benches`) it runs once and
 //! small, and shows no more than that all is counted rightly.
 
+#[cfg_attr(test, allow(dead_code, reason = "its own tests come along, and run in the library"))]
 #[path = "../src/worker/wheel.rs"]
 mod wheel;
 
