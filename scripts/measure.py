@@ -26,10 +26,13 @@ import ratios  # noqa: E402 (beside this file, wherever that is called from)
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 URING, EPOLL = "ringport-uring", "ringport-epoll"
 TWIN = "-2"  # the same command under a second name: the control
+TASKS = "ringport-tasks"  # --api async on io_uring
+BEFORE = {URING: "before-uring", EPOLL: "before-epoll"}  # an older build, with --before
 ENVELOPE = ["limit", "limit-inc", "limit-poll", "epoll-c", "mio"]
 READINESS = ["epoll-c", "mio"]
 RUNTIMES = ["tokio", "monoio", "compio", "glommio", "tokio-uring", "smol", "asio", "libuv"]
 ENVELOPE_BOUND = 1.05
+TASKS_BOUND = 1.05
 LEAD_OVER_TOKIO = 1.2  # with at least this many connections:
 LEAD_CONNECTIONS = 1000
 
@@ -81,6 +84,8 @@ def parse_arguments():
     add("--binary", default=os.path.join(ROOT, "target", "release", "ringport"))
     add("--uring", default="", help="another command for the io_uring server; {port} and {service} are replaced")
     add("--epoll", default="", help="another command for the epoll server")
+    add("--tasks", action="store_true", help="also the server written with tasks (--api async), beside the one with handlers")
+    add("--before", default="", metavar="BINARY", help="also an older build, to see what changes cost")
     add("--markdown", default="", metavar="FILE", help="write the report there, too")
     add("--analyse", nargs="+", default=[], metavar="FILE", help="measure nothing, report on these results")
     return parser.parse_args()
@@ -135,16 +140,22 @@ def measure_round(options, suite, commands, number, file):
 
 
 def ringport_commands(options):
-    """Each engine and its twin."""
+    """Each engine and its twin, and what else of ours was asked for."""
     commands = {}
     for name, engine, given in ((URING, "io_uring", options.uring), (EPOLL, "epoll", options.epoll)):
-        if not given and not os.access(options.binary, os.X_OK):
-            raise CannotMeasure(f"{options.binary} is missing: cargo build --release")
-        binary = os.path.abspath(options.binary)
-        # The load connects to four loopback addresses, so that ports suffice: the server listens on all of them.
-        command = given or f"{binary} serve {{service}} --listen 0.0.0.0:{{port}} --engine {engine} --workers 1"
-        commands[name] = commands[name + TWIN] = command
+        commands[name] = commands[name + TWIN] = given or serve(options.binary, engine)
+        if options.before:
+            commands[BEFORE[name]] = serve(options.before, engine)
+    if options.tasks:
+        commands[TASKS] = serve(options.binary, "io_uring") + " --api async"
     return commands
+
+
+def serve(binary, engine):
+    if not os.access(binary, os.X_OK):
+        raise CannotMeasure(f"{binary} is missing: cargo build --release")
+    # The load connects to four loopback addresses, so that ports suffice: the server listens on all of them.
+    return f"{os.path.abspath(binary)} serve {{service}} --listen 0.0.0.0:{{port}} --engine {engine} --workers 1"
 
 
 def prepare_lab(lab, source):
@@ -167,7 +178,9 @@ def report(runs):
     parts = [heading(runs)]
     echo = [cell for cell in runs.cells if cell.startswith("echo") and "rate=" not in cell and "spin=" not in cell]
     if echo:
-        parts += [medians(runs, echo), envelope(runs, echo), runtimes(runs, echo), ping_pong(runs, echo)]
+        parts += [medians(runs, echo), envelope(runs, echo), beside_itself(runs, echo)]
+        parts += [runtimes(runs, echo, subject) for subject in (URING, TASKS)]
+        parts.append(ping_pong(runs, echo))
     parts.append(plain(runs, [cell for cell in runs.cells if "rate=" in cell], "At a fixed rate", [
         ("p50, µs", "p50_us"), ("p99, µs", "p99_us"), ("CPU, µs a message", ratios.CPU)]))
     parts.append(plain(runs, [cell for cell in runs.cells if cell.startswith("churn")], "Connect, one echo, close", [
@@ -215,7 +228,7 @@ def verdict(answer):
 def labels(runs, cells):
     """The servers of these cells without the twins: ours, the hand-written ones, the runtimes, any others."""
     found = {label for cell in cells for label in runs.cells[cell]} - {URING + TWIN, EPOLL + TWIN}
-    known = [URING, EPOLL, *ENVELOPE, *RUNTIMES]
+    known = [URING, EPOLL, TASKS, *ENVELOPE, *RUNTIMES]
     return [label for label in known if label in found] + sorted(found.difference(known))
 
 
@@ -258,7 +271,26 @@ def shown(ratio):
     return f"{ratio.median:.3f} (≤ {ratio.upper:.3f}, {ratio.against}{note})"
 
 
-def runtime_verdicts(runs, cell):
+def beside_itself(runs, cells):
+    """Tasks beside handlers, and this build beside an older one."""
+    pairs = [("tasks / handlers", TASKS, URING, TASKS_BOUND), *(
+        (f"{name} / before", name, BEFORE[name], 1.0) for name in (URING, EPOLL))]
+    pairs = [pair for pair in pairs if any(ratios.paired(runs, cell, pair[1], pair[2]) for cell in cells)]
+    if not pairs:
+        return ""
+    rows = []
+    for cell in cells:
+        row = [short(cell)]
+        for _, mine, other, bound in pairs:
+            ratio, engine = ratios.paired(runs, cell, mine, other), URING if mine == TASKS else mine
+            noise = ratios.control(runs, cell, engine, engine + TWIN)
+            row += [f"{ratio.median:.3f} (≤ {ratio.upper:.3f})" if ratio else "–", verdict(ratios.within(ratio, bound, noise))]
+        rows.append(row)
+    header = ["cell", *(text for title, _, _, bound in pairs for text in (title, f"≤ {bound:g} × control"))]
+    return "### Beside itself\n\n" + table(header, rows)
+
+
+def runtime_verdicts(runs, cell, subject=URING):
     """Name of the comparison, ratio, bound and verdict for each runtime of the cell.
 
     Ahead of a runtime means that the whole bound lies below 1. With one connection both wait for the network most of the
@@ -268,29 +300,30 @@ def runtime_verdicts(runs, cell):
     noise = ratios.control(runs, cell, URING, URING + TWIN)
     found = []
     for name in RUNTIMES:
-        ratio = ratios.paired(runs, cell, URING, name)
+        ratio = ratios.paired(runs, cell, subject, name)
         if ratio is None:
             continue
         if connections == 1:
             found.append((name, ratio, "1 × control", ratios.within(ratio, 1.0, noise)))
             continue
         found.append((name, ratio, "< 1", ratio.upper < 1.0 if ratio.enough else None))
-        if name == "tokio" and connections >= LEAD_CONNECTIONS:
+        if subject == URING and name == "tokio" and connections >= LEAD_CONNECTIONS:
             bound = 1 / LEAD_OVER_TOKIO
             label = f"{bound:.3f} × control"
             found.append((f"tokio by {LEAD_OVER_TOKIO}", ratio, label, ratios.within(ratio, bound, noise)))
     return found
 
 
-def runtimes(runs, cells):
+def runtimes(runs, cells, subject):
     rows = []
     for cell in cells:
-        for name, ratio, bound, answer in runtime_verdicts(runs, cell):
+        for name, ratio, bound, answer in runtime_verdicts(runs, cell, subject):
             rows.append([short(cell), name, f"{ratio.median:.3f} (≤ {ratio.upper:.3f})", bound, verdict(answer)])
     if not rows:
         return ""
-    header = ["cell", "against", f"{URING} / it", "bound", "ahead"]
-    return "### Against the runtimes\n\n" + table(header, rows)
+    header = ["cell", "against", f"{subject} / it", "bound", "ahead"]
+    title = "Against the runtimes" if subject == URING else "Tasks against the runtimes"
+    return f"### {title}\n\n" + table(header, rows)
 
 
 def ping_pong(runs, cells):

@@ -158,6 +158,14 @@ class Verdicts(unittest.TestCase):
         said = {name: verdict for name, _, _, verdict in measure.runtime_verdicts(alone, "echo c1 s64 p1")}
         self.assertEqual(said, {"tokio": True, "monoio": True, "smol": False})
 
+    def test_tasks_and_older_builds_are_beside_what_they_are_compared_with(self):
+        costs = {"ringport-uring": 1.0, "ringport-uring-2": 1.0, "ringport-tasks": 1.02, "before-uring": 0.9, "tokio": 1.2}
+        text = measure.report(made_up(costs, spread=0.002))
+        row = next(line for line in text.split("### Beside itself")[1].splitlines() if "1000 × 64" in line)
+        self.assertRegex(row, r"1\.0[12]\d \(≤ 1\.0\d\d\) \| yes \| 1\.1\d\d \(≤ 1\.1\d\d\) \| \*\*no\*\* \|$")
+        self.assertRegex(text.split("### Tasks against the runtimes")[1], r"\| tokio \| 0\.8\d\d .* \| yes \|")
+        self.assertNotIn("Beside itself", measure.report(made_up({"ringport-uring": 1.0, "tokio": 1.2})))
+
 
 if __name__ == "__main__":
     unittest.main()

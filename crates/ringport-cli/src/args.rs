@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use ringport::{Address, EngineConfig, EngineKind, SPIN_MAX};
 use tracing_subscriber::filter::LevelFilter;
 
+use crate::services::{PIECE_BYTES_MAX, PIECE_BYTES_MIN};
 use crate::units::{self, Sizes, Timeout, Warmup};
 
 /// Most workers that the library runs.
@@ -105,6 +106,9 @@ pub(crate) struct Serve {
     /// Most bytes that may wait to be sent on a connection
     #[arg(long, value_name = "BYTES", default_value = "10MiB", value_parser = send_limit)]
     pub(crate) send_limit: u64,
+    /// Bytes that are sent at a time (generate only)
+    #[arg(long, value_name = "BYTES", default_value = "64k", value_parser = piece)]
+    pub(crate) piece: u64,
     /// What happens when more is to be sent
     #[arg(long, value_enum, default_value_t = OverLimitName::Disconnect)]
     pub(crate) over_limit: OverLimitName,
@@ -155,6 +159,9 @@ impl Serve {
             (ServiceName::Files, _) if !self.udp.is_empty() => {
                 Some("files are not served as datagrams; leave --udp out")
             }
+            (_, Api::Async) if self.udp_rate > 0 => {
+                Some("only handlers count datagrams; leave --api or --udp-rate out")
+            }
             (ServiceName::Files, Api::Async) => Some("files are served by handlers only; leave --api out"),
             (ServiceName::Files, Api::Handler) => None,
             _ => self.folder.as_ref().map(|_| "only files serves a folder"),
@@ -165,6 +172,12 @@ impl Serve {
 fn send_limit(text: &str) -> Result<u64, String> {
     let bytes = units::bytes(text)?;
     if bytes < SEND_LIMIT_MIN { Err("at least 1KiB is needed".to_owned()) } else { Ok(bytes) }
+}
+
+fn piece(text: &str) -> Result<u64, String> {
+    let bytes = units::bytes(text)?;
+    let fits = (PIECE_BYTES_MIN..=PIECE_BYTES_MAX).contains(&bytes) && bytes.is_multiple_of(PIECE_BYTES_MIN);
+    if fits { Ok(bytes) } else { Err("a multiple of 256 up to 1MiB is needed".to_owned()) }
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

@@ -70,6 +70,7 @@ fn server(options: Serve) -> Result<Server, Failure> {
             SpreadName::ReusePort => Spread::ReusePort,
             SpreadName::LeastLoaded => Spread::LeastLoaded,
         });
+    let generate = Generate::new(limit, high_mark, options.piece);
     let refused_above = (over_limit == OverLimit::Refuse).then_some(limit);
     let server = serve_datagrams(server, &options);
     // With datagrams alone there is no listener but those that were asked for.
@@ -90,16 +91,12 @@ fn server(options: Serve) -> Result<Server, Failure> {
                 server.listen_with(address, sockets, connections, || Discard)
             }
             (ServiceName::Generate, Api::Handler) => {
-                server.listen_with(address, sockets, connections, move || Generate::new(limit, high_mark))
+                server.listen_with(address, sockets, connections, move || generate)
             }
             // A stream's inbox is bounded by itself.
-            (service, Api::Async) => listen_async(
-                server,
-                address,
-                connections.rest_when_full(false),
-                service,
-                Generate::new(limit, high_mark),
-            ),
+            (service, Api::Async) => {
+                listen_async(server, address, connections.rest_when_full(false), service, generate)
+            }
         }
     }))
 }
@@ -108,11 +105,18 @@ fn server(options: Serve) -> Result<Server, Failure> {
 fn serve_datagrams(server: Server, options: &Serve) -> Server {
     options.udp.iter().fold(server, |server, address| {
         let sockets = DatagramOptions::default().rate_max(rate(options.udp_rate));
-        match options.service {
-            ServiceName::Echo => server.udp_with(*address, sockets, || EchoDatagrams),
+        match (options.service, options.api) {
+            (ServiceName::Echo, Api::Handler) => server.udp_with(*address, sockets, || EchoDatagrams),
             // Files have no datagrams, see `Serve::contradiction`.
-            ServiceName::Discard | ServiceName::Files => server.udp_with(*address, sockets, || DiscardDatagrams),
-            ServiceName::Generate => server.udp_with(*address, sockets, || GenerateDatagrams),
+            (ServiceName::Discard | ServiceName::Files, Api::Handler) => {
+                server.udp_with(*address, sockets, || DiscardDatagrams)
+            }
+            (ServiceName::Generate, Api::Handler) => server.udp_with(*address, sockets, || GenerateDatagrams),
+            (ServiceName::Echo, Api::Async) => server.udp_async(*address, tasks::echo_datagrams),
+            (ServiceName::Discard | ServiceName::Files, Api::Async) => {
+                server.udp_async(*address, tasks::discard_datagrams)
+            }
+            (ServiceName::Generate, Api::Async) => server.udp_async(*address, tasks::generate_datagrams),
         }
     })
 }

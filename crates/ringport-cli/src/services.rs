@@ -1,6 +1,7 @@
 //! What `ringport serve` can do with a connection.
 
 use std::collections::VecDeque;
+use std::sync::LazyLock;
 
 use ringport::{Buf, Bytes, Connection, Datagram, DatagramHandler, Datagrams, Handler, SendOutcome};
 
@@ -89,33 +90,34 @@ impl Handler for Discard {
 #[derive(Clone, Copy)]
 pub(crate) struct Generate {
     /// Up to where the queue is filled, in bytes.
-    pub(crate) high_mark: u64,
+    high_mark: u64,
     /// Bytes sent at a time: a multiple of 256, so that each piece continues the last.
-    pub(crate) piece_bytes: usize,
+    piece_bytes: usize,
 }
 
 /// The longest piece of the stream.
-pub(crate) static PIECE: [u8; PIECE_BYTES_MAX] = {
-    let mut piece = [0; PIECE_BYTES_MAX];
-    let mut at = 0;
-    while at < piece.len() {
-        piece[at] = at as u8;
-        at += 1;
-    }
-    piece
-};
-const PIECE_BYTES_MAX: usize = 64 * 1024;
+pub(crate) static PIECE: LazyLock<Vec<u8>> =
+    LazyLock::new(|| (0..=u8::MAX).cycle().take(PIECE_BYTES_MAX as usize).collect());
+/// Shortest and longest piece that may be asked for.
+pub(crate) const PIECE_BYTES_MIN: u64 = 256;
+pub(crate) const PIECE_BYTES_MAX: u64 = 1 << 20;
 
 impl Generate {
-    /// For connections with a send limit of at least 1 KiB and a high mark of at most half of it.
-    pub(crate) fn new(send_limit: u64, high_mark: u64) -> Self {
-        let quarter = usize::try_from(send_limit / 4).unwrap_or(usize::MAX);
-        Self { high_mark, piece_bytes: (quarter & !255).clamp(256, PIECE_BYTES_MAX) }
+    /// For connections with a send limit of at least 1 KiB and a high mark of at most half of it. A piece has at most a
+    /// quarter of the limit.
+    pub(crate) fn new(send_limit: u64, high_mark: u64, piece_bytes: u64) -> Self {
+        let bytes = (send_limit / 4).min(piece_bytes).clamp(PIECE_BYTES_MIN, PIECE_BYTES_MAX);
+        Self { high_mark, piece_bytes: bytes as usize & !255 }
+    }
+
+    /// What is sent at a time.
+    pub(crate) fn piece(&self) -> &'static [u8] {
+        &PIECE[..self.piece_bytes]
     }
 
     /// Fills the queue just above the high mark, so that `writable` is called when it is low again.
     fn fill(&self, conn: &mut Connection<'_, ()>) {
-        while conn.queued() <= self.high_mark && conn.send(&PIECE[..self.piece_bytes]).is_queued() {}
+        while conn.queued() <= self.high_mark && conn.send(self.piece()).is_queued() {}
     }
 }
 
@@ -162,8 +164,8 @@ impl DatagramHandler for DiscardDatagrams {
 }
 
 /// Datagrams that one asks for, and their bytes.
-const GENERATED: usize = 16;
-const GENERATED_BYTES: usize = 1024;
+pub(crate) const GENERATED: usize = 16;
+pub(crate) const GENERATED_BYTES: usize = 1024;
 
 /// Answers a datagram with some of 1 KiB, which carry the bytes 0 to 255 over and over. Only a peer that asks gets any, so
 /// that a forged address is not flooded for long.

@@ -296,7 +296,7 @@ impl<S> Connection<'_, S> {
     ///
     /// # Errors
     ///
-    /// As [`set_option`](Self::set_option); `Unsupported` in a simulation.
+    /// As [`set_option`](Self::set_option).
     pub fn watch_urgent(&mut self) -> io::Result<()> {
         let conn = self.session().conn;
         self.facts.watch_urgent(conn)
@@ -307,7 +307,7 @@ impl<S> Connection<'_, S> {
     ///
     /// # Errors
     ///
-    /// `NotFound` when the connection is gone, `Unsupported` in a simulation and for Unix sockets.
+    /// `NotFound` when the connection is gone, `Unsupported` for Unix sockets and on Windows.
     pub fn at_mark(&self) -> io::Result<bool> {
         self.facts.at_mark(self.session().conn)
     }

@@ -4,17 +4,17 @@ use std::future::Future;
 use std::io;
 use std::time::Duration;
 
-use ringport_engine::{EngineConfig, EngineKind, ListenOptions, PoolConfig};
+use ringport_engine::{EngineConfig, EngineKind, ListenOptions, PoolConfig, UdpOptions};
 
 use crate::address::{Address, IntoAddress};
-use crate::aio::{self, Stream};
+use crate::aio::{self, DatagramSocket, Stream, serving_datagrams};
 use crate::common::common_options;
 use crate::datagram::{DatagramHandler, DatagramOptions};
 use crate::error::{Error, Result};
 use crate::handler::Handler;
 use crate::plan::{DatagramSpec, Plan, Role, Running, ServiceSpec, Spread};
 use crate::session::{ConnectionOptions, Rate};
-use crate::worker::{datagram_factory, factory};
+use crate::worker::{DatagramFactory, datagram_factory, factory};
 
 /// Builds and runs a server.
 ///
@@ -100,11 +100,34 @@ impl Server {
 
     /// Serves datagrams on `address` with options of the socket and its peers.
     pub fn udp_with<H: DatagramHandler>(
-        mut self,
+        self,
         address: impl IntoAddress,
         options: DatagramOptions,
         make: impl Fn() -> H + Send + Sync + 'static,
     ) -> Self {
+        self.add_datagrams(address, options, datagram_factory(make))
+    }
+
+    /// Serves datagrams (UDP) on `address` with a task on each worker, which ends the socket of its worker when it ends.
+    pub fn udp_async<F>(self, address: impl IntoAddress, serve: F) -> Self
+    where
+        F: AsyncFn(DatagramSocket) -> io::Result<()> + Clone + Send + Sync + 'static,
+    {
+        self.udp_async_with(address, UdpOptions::default(), serve)
+    }
+
+    /// Serves datagrams with a task on each worker, with options of the socket.
+    pub fn udp_async_with<F>(self, address: impl IntoAddress, socket: UdpOptions, serve: F) -> Self
+    where
+        F: AsyncFn(DatagramSocket) -> io::Result<()> + Clone + Send + Sync + 'static,
+    {
+        // A task keeps what it wants to know of its peers itself.
+        let mut options = DatagramOptions::default().peers(0, None);
+        options.socket = socket;
+        self.add_datagrams(address, options, serving_datagrams(serve))
+    }
+
+    fn add_datagrams(mut self, address: impl IntoAddress, options: DatagramOptions, factory: DatagramFactory) -> Self {
         let address = address.into_address().and_then(|address| match address {
             Address::Ip(address) => Ok(address),
             Address::Unix(path) => Err(Error::Address {
@@ -114,7 +137,7 @@ impl Server {
         });
         match address {
             Ok(address) => {
-                self.plan.datagrams.push(DatagramSpec { factory: datagram_factory(make), options, address });
+                self.plan.datagrams.push(DatagramSpec { factory, options, address });
             }
             Err(error) => {
                 self.error.get_or_insert(error);

@@ -19,7 +19,7 @@ use ringport::{Buf, Connection, FileRange, Handler, TimerId};
 /// How long a request may take from its first byte to its last.
 const HEAD_TIME: Duration = Duration::from_secs(10);
 /// Longest part of a file that is queued at a time.
-const PART_BYTES_MAX: u64 = 1 << 20;
+const PART_BYTES_MAX: u64 = 2 << 20;
 
 /// Serves a folder.
 pub(crate) struct Files {

@@ -1,6 +1,6 @@
 //! Peers that behave badly, while a healthy one goes on.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{Error, ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,6 +15,7 @@ use crate::system::{ACCEPTS_WHAT_WAS_RESET, resident_kib};
 both_apis! {
     resets_at_any_moment,
     a_peer_that_never_reads_costs_bounded_memory,
+    every_policy_keeps_to_the_limits_whatever_peers_read,
 }
 
 /// A number in the last line of a server.
@@ -57,26 +58,79 @@ fn resets_at_any_moment() {
     }
 }
 
+/// Sends on one after the other without reading, on each until nothing is taken for a while, at most 64 MiB, or until the
+/// other side gives up.
+fn fill(streams: &[TcpStream]) {
+    let data = pattern(1 << 20);
+    for mut stream in streams {
+        stream.set_nonblocking(true).expect("a call that does not wait");
+        let (mut written, mut refused) = (0, 0);
+        while written < 64 << 20 && refused < 10 {
+            match stream.write(&data) {
+                Ok(count) => (written, refused) = (written + count, 0),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    refused += 1;
+                    thread::sleep(Duration::from_millis(2));
+                }
+                Err(error) if is_disconnect(&error) => break,
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+}
+
+fn is_disconnect(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted)
+}
+
+fn every_policy_keeps_to_the_limits_whatever_peers_read() {
+    // All queues together, the pool that is there anyway, and one more for everything else.
+    const LIMIT_KIB: u64 = 2 * 1024;
+    const POOL_KIB: u64 = 12 * 1024;
+    const SLACK_KIB: u64 = 1024;
+    for engine in engines() {
+        for policy in ["wait", "refuse", "drop-oldest", "drop-newest", "disconnect"] {
+            let server = Server::start(&[
+                "echo",
+                "--engine",
+                engine,
+                "--over-limit",
+                policy,
+                "--send-limit",
+                "1MiB",
+                "--memory-limit",
+                "2MiB",
+            ]);
+            let mut healthy = server.connect();
+            check_echo(&mut healthy, &pattern(1000));
+            let before = resident_kib(server.program.id());
+            let deaf: Vec<TcpStream> = (0..16).map(|_| server.connect()).collect();
+            fill(&deaf);
+            let after = resident_kib(server.program.id());
+            assert!(
+                after < before + LIMIT_KIB + POOL_KIB + SLACK_KIB,
+                "{engine}, {policy}: {before} KiB, then {after} KiB"
+            );
+            drop(deaf);
+            if policy.starts_with("drop") {
+                // Until those that left have given their memory back, the policy may drop this one's messages, too.
+                healthy.set_read_timeout(Some(Duration::from_millis(100))).expect("a timeout can be set");
+                let comes_back = |_| healthy.write_all(b"again").is_ok() && healthy.read(&mut [0; 5]).is_ok();
+                assert!((0..50).any(comes_back), "{engine}, {policy}: nothing comes back");
+            } else {
+                check_echo(&mut healthy, &pattern(1000));
+            }
+        }
+    }
+}
+
 fn a_peer_that_never_reads_costs_bounded_memory() {
     for engine in engines() {
         for service in ["echo", "generate"] {
             let server = Server::start(&[service, "--engine", engine, "--idle-timeout", "0"]);
             let deaf: Vec<TcpStream> = (0..8).map(|_| server.connect()).collect();
-            let fill = |mut stream: &TcpStream| {
-                stream.set_nonblocking(true).expect("a call that does not wait");
-                let data = pattern(1 << 20);
-                let mut written = 0;
-                let end = Instant::now() + Duration::from_millis(80);
-                while Instant::now() < end && written < 64 << 20 {
-                    match stream.write(&data) {
-                        Ok(count) => written += count,
-                        Err(error) if error.kind() == ErrorKind::WouldBlock => thread::sleep(Duration::from_millis(2)),
-                        Err(error) => panic!("{engine}: {error}"),
-                    }
-                }
-            };
             let before = resident_kib(server.program.id());
-            deaf.iter().for_each(fill);
+            fill(&deaf);
             let after = resident_kib(server.program.id());
             // Each may hold the high mark and what was received before the pause; the pool itself is 8 MiB.
             assert!(after < before + 16 * 1024, "{engine}, {service}: {before} KiB, then {after} KiB");

@@ -69,8 +69,9 @@ fn a_port_in_use_is_refused() {
 
 fn generate_counts_and_discard_swallows() {
     for engine in engines() {
-        for limit in ["10MiB", "4k"] {
-            let mut server = Server::start(&["generate", "--engine", engine, "--send-limit", limit]);
+        for (limit, piece) in [("10MiB", "64k"), ("4k", "64k"), ("10MiB", "1MiB"), ("10MiB", "256")] {
+            let options = ["generate", "--engine", engine, "--send-limit", limit, "--piece", piece];
+            let mut server = Server::start(&options);
             let mut stream = server.connect();
             let mut data = vec![0; 3 << 20];
             stream.read_exact(&mut data).expect("it sends without end");

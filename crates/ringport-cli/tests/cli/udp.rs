@@ -17,9 +17,9 @@ fn datagram_engines() -> impl Iterator<Item = &'static String> {
     with.into_iter()
 }
 
-fn serve(service: &str, engine: &str) -> (Server, SocketAddr) {
-    let server =
-        Server::start_command(ringport().args(["serve", service, "--udp", "127.0.0.1:0", "--engine", engine]), 1);
+fn serve(service: &str, engine: &str, api: &str) -> (Server, SocketAddr) {
+    let arguments = ["serve", service, "--udp", "127.0.0.1:0", "--engine", engine, "--api", api];
+    let server = Server::start_command(ringport().args(arguments), 1);
     let address = address_of(&server.lines[0]);
     assert_eq!(server.lines[0], format!("listening udp {address} engine={engine} workers=1"));
     (server, address)
@@ -43,8 +43,17 @@ fn socket() -> UdpSocket {
 
 #[test]
 fn echo_generate_and_discard() {
+    serve_everything("handler");
+}
+
+#[test]
+fn echo_generate_and_discard_by_tasks() {
+    serve_everything("async");
+}
+
+fn serve_everything(api: &str) {
     for engine in datagram_engines() {
-        let (mut server, address) = serve("echo", engine);
+        let (mut server, address) = serve("echo", engine, api);
         let peer = socket();
         let mut answer = vec![0; 70_000];
         for size in [0, 1, 64, 1472, 65_507] {
@@ -57,7 +66,7 @@ fn echo_generate_and_discard() {
         let errors = server.program.errors();
         assert!(errors.contains("datagrams_received=5 datagrams_sent=5"), "{engine}: {errors}");
 
-        let (mut server, address) = serve("generate", engine);
+        let (mut server, address) = serve("generate", engine, api);
         peer.send_to(b"go", address).expect("it is sent");
         for _ in 0..16 {
             let (length, _) = receive(&peer, &mut answer).expect("one of many");
@@ -65,7 +74,7 @@ fn echo_generate_and_discard() {
         }
         assert_eq!(server.stop(), 0);
 
-        let (mut server, address) = serve("discard", engine);
+        let (mut server, address) = serve("discard", engine, api);
         peer.send_to(b"nothing", address).expect("it is sent");
         peer.set_read_timeout(Some(Duration::from_millis(50))).expect("a timeout can be set");
         assert!(receive(&peer, &mut answer).is_err(), "nothing comes back");
@@ -92,7 +101,7 @@ fn streams_and_datagrams_beside_each_other() {
 #[test]
 fn lines_go_and_come_as_datagrams() {
     for engine in datagram_engines() {
-        let (_server, address) = serve("echo", engine);
+        let (_server, address) = serve("echo", engine, "handler");
         let args = ["connect", "--udp", &address.to_string(), "--engine", engine];
         let output = run_with_input(&args, b"one\ntwo\nthree");
         assert_eq!(output.status.code(), Some(0), "{engine}: {}", String::from_utf8_lossy(&output.stderr));

@@ -8,8 +8,8 @@ use crate::engine::platform;
 
 /// A part of an open file, sent in order with all other data.
 ///
-/// On Linux the kernel moves the bytes from the file to the socket, and none of them passes through this process;
-/// elsewhere they are read into slots of the pool. Each range counts with its full length against the limits of a
+/// On Linux, macOS and FreeBSD the kernel moves the bytes from the file to the socket, and none of them passes through this
+/// process; elsewhere they are read into slots of the pool. Each range counts with its full length against the limits of a
 /// connection, although it takes no memory: send a large file in parts.
 ///
 /// The length is a promise. When the file turns out to be shorter, the connection is closed with

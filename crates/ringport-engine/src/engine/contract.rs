@@ -250,7 +250,7 @@ pub trait Engine: Sized {
     ///
     /// # Errors
     ///
-    /// `NotFound` for a stale id, `Unsupported` where nothing is urgent: in the simulator, and for Unix sockets.
+    /// `NotFound` for a stale id, `Unsupported` where nothing is urgent: for Unix sockets, and with the engines of Windows.
     fn at_mark(&self, conn: ConnId) -> io::Result<bool> {
         platform::at_mark(&self.socket(conn)?.0)
     }
@@ -559,7 +559,7 @@ pub struct Features {
     pub no_iowait: bool,
     /// iocp: no packet for an operation that succeeds at once (where the provider of the socket allows it).
     pub skip_on_success: bool,
-    /// Linux: sendfile(2) for ranges of files; otherwise they are read into slots.
+    /// Linux, macOS, FreeBSD: sendfile(2) for ranges of files; otherwise they are read into slots.
     pub sendfile: bool,
     /// io_uring: sends without a copy (Linux 6.0), where [`EngineConfig::zero_copy_above`] asks for them.
     pub zero_copy: bool,

@@ -78,8 +78,8 @@ pub(crate) struct Sender {
     pub(crate) sendfile: bool,
 }
 
-/// Most bytes of files that one connection sends before the others have their turn.
-const FILE_BYTES_PER_SEND: usize = 1 << 20;
+/// Most bytes of files that one connection sends before the others have their turn: half a millisecond's work.
+const FILE_BYTES_PER_SEND: usize = 2 << 20;
 
 impl Sender {
     /// Sends the front of `queue` and takes what was sent out of it, until all is sent or something is in the way.
@@ -132,11 +132,10 @@ impl Sender {
     /// Sends from the file in front of the queue. `Done` means that memory is in front now, or nothing.
     #[inline(never)]
     fn send_file(self, fd: BorrowedFd<'_>, queue: &mut SendQueue, pool: &Pool, calls: &mut u64) -> Sent {
-        let socket = socket2::SockRef::from(&fd);
         let mut bytes = 0;
         if self.blocking && self.sendfile {
             // Nobody else looks at the socket meanwhile: operations read the flag when they start, on this thread.
-            if let Err(error) = socket.set_nonblocking(true) {
+            if let Err(error) = platform::set_nonblocking(fd, true) {
                 return Sent { bytes, then: Then::Failed(error) };
             }
         }
@@ -169,7 +168,7 @@ impl Sender {
         };
         if self.blocking
             && self.sendfile
-            && let Err(error) = socket.set_nonblocking(false)
+            && let Err(error) = platform::set_nonblocking(fd, false)
         {
             then = Then::Failed(error);
         }
@@ -186,9 +185,11 @@ fn is_not_yet(error: &io::Error) -> bool {
 fn cannot_send(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::Unsupported
         || matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS | libc::EOPNOTSUPP | libc::EOVERFLOW))
+        || error.raw_os_error() == Some(libc::ENOTSUP) // The same number on some systems.
 }
 
-/// One sendmsg(2) over the first pieces. Returns its answer and how many bytes it was asked to send.
+/// One sendmsg(2) over the first pieces, without `MSG_MORE` also where a file follows: a head that shares a segment with the
+/// file made files of 1 MiB cost 15 % more. Returns its answer and how many bytes it was asked to send.
 #[inline(never)]
 fn send_vectored(fd: BorrowedFd<'_>, queue: &SendQueue) -> (isize, usize) {
     let mut slices = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; PIECES_PER_SEND];

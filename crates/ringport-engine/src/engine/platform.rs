@@ -204,6 +204,15 @@ pub(crate) const SEND_FLAGS: i32 = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
 #[cfg(all(unix, not(any(target_os = "linux", target_os = "android", target_os = "freebsd"))))]
 pub(crate) const SEND_FLAGS: i32 = libc::MSG_DONTWAIT;
 
+/// Sets whether calls on a socket wait, in one call instead of the two that fcntl(2) takes.
+#[cfg(unix)]
+pub(crate) fn set_nonblocking(fd: BorrowedFd<'_>, nonblocking: bool) -> io::Result<()> {
+    let mut value = libc::c_int::from(nonblocking);
+    // SAFETY: FIONBIO reads one int. (The type of the request differs between the C libraries.)
+    let failed = unsafe { libc::ioctl(std::os::fd::AsRawFd::as_raw_fd(&fd), libc::FIONBIO as _, &raw mut value) } != 0;
+    if failed { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// Keeps a send to a closed peer from raising SIGPIPE, where that is an option of the socket.
 #[cfg(target_vendor = "apple")]
 pub(crate) fn no_sigpipe(socket: &socket2::Socket) -> io::Result<()> {
@@ -407,8 +416,64 @@ pub(crate) fn send_file(fd: BorrowedFd<'_>, range: &crate::buffer::FileRange, mo
     let sent = unsafe { libc::sendfile(fd.as_raw_fd(), range.file().as_raw_fd(), &raw mut offset, count) };
     usize::try_from(sent).map_err(|_| io::Error::last_os_error())
 }
+/// Lets the kernel send from a file, see sendfile(2) of macOS: the length that goes in comes back as what was sent, also
+/// where the socket took only a part of it.
+#[cfg(target_vendor = "apple")]
+pub(crate) fn send_file(fd: BorrowedFd<'_>, range: &crate::buffer::FileRange, most: usize) -> io::Result<usize> {
+    use std::os::fd::AsRawFd;
+    let offset = libc::off_t::try_from(range.offset()).map_err(|_| io::ErrorKind::Unsupported)?;
+    // A length of zero would mean the whole file.
+    if range.is_empty() || most == 0 {
+        return Ok(0);
+    }
+    let mut count = libc::off_t::try_from(range.len().min(most)).map_err(|_| io::ErrorKind::Unsupported)?;
+    let file = range.file().as_raw_fd();
+    // SAFETY: the call reads and writes `count`; there are no headers.
+    let answer = unsafe { libc::sendfile(file, fd.as_raw_fd(), offset, &raw mut count, std::ptr::null_mut(), 0) };
+    sent_of_file(answer, count)
+}
+/// Lets the kernel send from a file, see sendfile(2) of FreeBSD.
+#[cfg(any(target_os = "freebsd", target_os = "dragonfly"))]
+pub(crate) fn send_file(fd: BorrowedFd<'_>, range: &crate::buffer::FileRange, most: usize) -> io::Result<usize> {
+    use std::os::fd::AsRawFd;
+    let offset = libc::off_t::try_from(range.offset()).map_err(|_| io::ErrorKind::Unsupported)?;
+    // A length of zero would mean the whole file.
+    if range.is_empty() || most == 0 {
+        return Ok(0);
+    }
+    let (file, length, mut count) = (range.file().as_raw_fd(), range.len().min(most), 0);
+    // SAFETY: the call writes `count`; there are no headers.
+    let answer =
+        unsafe { libc::sendfile(file, fd.as_raw_fd(), offset, length, std::ptr::null_mut(), &raw mut count, 0) };
+    sent_of_file(answer, count)
+}
+
+/// What a sendfile of the BSD kind has done: a part may be sent although the call says that it would have to wait.
+#[cfg(any(target_vendor = "apple", target_os = "freebsd", target_os = "dragonfly"))]
+fn sent_of_file(answer: libc::c_int, count: libc::off_t) -> io::Result<usize> {
+    if answer == 0 {
+        return Ok(usize::try_from(count).unwrap_or(0));
+    }
+    match io::Error::last_os_error() {
+        // Only these two errors speak of a number of bytes.
+        error if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+            usize::try_from(count).ok().filter(|count| *count > 0).ok_or(error)
+        }
+        error => Err(error),
+    }
+}
+
 /// Not used here: ranges are read into slots.
-#[cfg(all(unix, not(any(target_os = "linux", target_os = "android"))))]
+#[cfg(all(
+    unix,
+    not(any(
+        target_os = "linux",
+        target_os = "android",
+        target_vendor = "apple",
+        target_os = "freebsd",
+        target_os = "dragonfly"
+    ))
+))]
 pub(crate) fn send_file(_: BorrowedFd<'_>, _: &crate::buffer::FileRange, _: usize) -> io::Result<usize> {
     Err(io::ErrorKind::Unsupported.into())
 }

@@ -70,7 +70,8 @@ macro_rules! each_test {
             options: options_round_trip, options_at_creation, raw_options_round_trip, tcp_info_knows_the_connection,
                 stale_ids_have_no_options;
             spin: a_spinning_engine_serves_all, a_spinning_engine_comes_to_rest, a_spinning_engine_keeps_deadlines;
-            urgent: the_mark_is_where_the_urgent_byte_is, urgent_bytes_keep_their_place;
+            urgent: the_mark_is_where_the_urgent_byte_is, urgent_bytes_keep_their_place,
+                unwatched_it_is_not_in_the_stream;
             zero_copy: pieces_are_in_use_until_sent, masked_it_is_an_ordinary_send,
                 closing_with_pieces_on_loan_loses_nothing, a_unix_socket_falls_back;
             random: any_sequence_keeps_the_ledger;

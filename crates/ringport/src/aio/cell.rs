@@ -32,9 +32,7 @@ const READ_EXACT_MAX: usize = 1 << 30;
 
 /// The token of the session's flush that tells when more of a large send fits.
 const MORE: u64 = u64::MAX;
-/// When to try again while the memory of the process is used up.
-const TRY_AGAIN: Duration = Duration::from_millis(10);
-/// The tokens of the session's timers, with [`MORE`].
+/// The tokens of the session's timers.
 const READ: u64 = 1;
 const WRITE: u64 = 2;
 
@@ -80,7 +78,7 @@ struct Inner {
     /// Something was sent since the last flush that was polled for.
     unflushed: bool,
     abort: Option<CloseReason>,
-    /// A flush of the session will tell when more of the outbox fits.
+    /// A flush of the session will tell when more of the outbox fits. Until then there is room for no more.
     continuing: bool,
     flush: Flush,
     extra: Option<Box<Extra>>,
@@ -119,7 +117,7 @@ struct Extra {
 #[derive(Default)]
 pub(crate) struct Todo {
     /// Timers of the session to set.
-    pub(crate) timers: [Option<(Duration, u64)>; 3],
+    pub(crate) timers: [Option<(Duration, u64)>; 2],
     /// The addresses are asked for.
     pub(crate) info: bool,
 }
@@ -195,13 +193,14 @@ impl StreamCell {
     pub(crate) fn flushed(self: &Rc<Self>, token: u64, queued: u64) -> Interest {
         let mut inner = self.inner.borrow_mut();
         inner.session_queued = queued;
-        if token == MORE {
-            inner.continuing = false;
-        } else {
-            inner.flush.under_way = false;
-            inner.flush.done = token as u32;
-        }
         self.runtime.touch(self);
+        if token == MORE {
+            // What waits goes on first; then the writer is told, if there is room.
+            inner.continuing = false;
+            return Interest::None;
+        }
+        inner.flush.under_way = false;
+        inner.flush.done = token as u32;
         inner.writer.take()
     }
 
@@ -209,10 +208,6 @@ impl StreamCell {
     pub(crate) fn timer(self: &Rc<Self>, token: u64) -> Interest {
         let now = self.runtime.now();
         let mut inner = self.inner.borrow_mut();
-        if token == MORE {
-            inner.continuing = false;
-            self.runtime.touch(self);
-        }
         let Some(extra) = &mut inner.extra else { return Interest::None };
         let deadline = match token {
             READ => &mut extra.read,
@@ -316,13 +311,7 @@ impl StreamCell {
                 return todo;
             }
         } else if !inner.continuing {
-            // With an empty queue it is the process that has reached its limit; then only time helps.
-            if session.queued() == 0 {
-                todo.timers[2] = Some((TRY_AGAIN, MORE));
-                inner.continuing = true;
-            } else {
-                inner.continuing = session.flush(MORE);
-            }
+            inner.continuing = session.flush(MORE);
         }
         let (bytes, max) = (inner.inbox.bytes(), inner.inbox_max as usize);
         inner.paused = if inner.paused { bytes > max / 2 } else { bytes > max };
@@ -368,15 +357,20 @@ fn move_pieces(from: &mut SendQueue, session: &mut Session, options: &Connection
             session.send(piece, options, account);
             continue;
         }
-        let room = usize::try_from(options.send_limit.saturating_sub(session.queued())).unwrap_or(usize::MAX);
+        let room = usize::try_from(options.send_limit.max(1).saturating_sub(session.queued())).unwrap_or(usize::MAX);
         if room > 0 && piece.len() > room {
             let mut rest = piece.into_bytes();
             piece = rest.split_to(room).into();
             from.push_front(rest.into());
         }
         if let Err(piece) = session.offer(piece, options, account) {
-            from.push_front(piece);
-            return;
+            if session.queued() > 0 {
+                from.push_front(piece);
+                return;
+            }
+            // The memory of the process is used up, but these bytes are here already, and a connection that sends nothing
+            // while its reading rests would never learn that its peer is gone, and would never free any.
+            session.send_anyway(piece, options, account);
         }
     }
 }
@@ -389,7 +383,7 @@ impl Inner {
 
     #[inline]
     fn has_room(&self) -> bool {
-        self.queued() <= self.high_mark.into()
+        !self.continuing && self.queued() <= self.high_mark.into()
     }
 
     fn check_open(&self) -> io::Result<()> {

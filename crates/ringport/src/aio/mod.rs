@@ -45,6 +45,7 @@ mod bridge;
 mod cell;
 pub mod compat;
 mod connection_pool;
+mod datagram;
 mod inbox;
 mod listener;
 pub mod remote;
@@ -59,12 +60,14 @@ use std::io;
 use std::task::Poll;
 
 pub use connection_pool::{ConnectionPool, ConnectionPoolOptions, ConnectionPoolStats, PooledStream};
+pub use datagram::{DatagramReceiver, DatagramSender, DatagramSocket};
 pub use listener::{Listener, connect, connect_with};
 pub use stream::{OwnedReader, OwnedWriter, RecvFuture, SendFuture, Stream};
 pub use task::{JoinError, JoinHandle};
 pub use time::{Elapsed, Interval, Sleep, interval, now, sleep, sleep_until, timeout};
 
 pub(crate) use cell::StreamCell;
+pub(crate) use datagram::{DatagramCell, receiving, serving as serving_datagrams};
 pub(crate) use listener::ListenerCell;
 pub(crate) use runtime::{Request, Runtime};
 pub(crate) use service::{Streams, running, serving};

@@ -17,6 +17,7 @@ use ringport_engine::{ConnId, ListenerId, Pool, SendQueue, SockAddr, Socket, Soc
 
 use super::cell::StreamCell;
 use super::connection_pool::Local;
+use super::datagram::DatagramCell;
 use super::listener::ListenerCell;
 use super::task::{BoxFuture, TaskId, Tasks, Woken};
 use super::time::Sleeps;
@@ -55,6 +56,12 @@ pub(crate) enum Request {
         listener: Rc<ListenerCell>,
         socket: Socket,
     },
+    BindDatagrams {
+        cell: Rc<DatagramCell>,
+        socket: Socket,
+    },
+    /// A datagram socket has something to carry out.
+    Datagrams(Rc<DatagramCell>),
     AcceptMore(ListenerId),
     Unlisten(ListenerId),
 }

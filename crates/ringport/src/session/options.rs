@@ -12,8 +12,9 @@ pub enum OverLimit {
     /// The send is refused and the data handed back; the connection goes on.
     Refuse,
     /// The send is taken, and reading of the connection rests until the low mark. What was received already still comes,
-    /// so that a handler that only answers never loses anything; up to 4 MiB are taken beyond each limit for that. What
-    /// would exceed even this is refused, as by [`OverLimit::Refuse`].
+    /// so that an echo never loses anything: what lies in received buffers is taken back beyond each limit, which costs no
+    /// memory that the pool does not have anyway. Of all else up to 1 MiB is taken beyond each limit. What would exceed even
+    /// this is refused, as by [`OverLimit::Refuse`].
     Wait,
     /// The oldest messages that have not started to be sent are dropped until there is room; without enough of those, the
     /// new one is. A message is what one `send` or `write` took: it arrives whole or not at all. One that is larger than the

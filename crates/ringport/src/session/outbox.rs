@@ -12,11 +12,7 @@
 use ringport_engine::{Chunk, Pool};
 
 use super::{CloseReason, ConnectionOptions, Ending, Fin, Flush, OverLimit, Phase, Refusal, SendOutcome, Session};
-use crate::worker::Account;
-
-/// Bytes that [`OverLimit::Wait`] takes beyond the send limit. Reading rests by then, and what may still come is what the
-/// kernel had received already: at most half of the small slots of the default pool, 256 × 16 KiB.
-pub(super) const WAIT_OVERRUN: u64 = 4 << 20;
+use crate::worker::{Account, OVERRUN, RECEIVED_OVERRUN};
 
 /// Pending messages that become the engine's at a time. They can no longer be dropped, so that they are few; as many make
 /// one vectored send worth its price.
@@ -63,6 +59,12 @@ impl Session {
         Err(data)
     }
 
+    /// Queues a piece whatever the limits say. The caller has asked whether anything can be sent at all.
+    pub(crate) fn send_anyway(&mut self, data: Chunk, options: &ConnectionOptions, account: &mut Account) {
+        account.charge_anyway(data.len() as u64);
+        self.queue(data, options);
+    }
+
     /// Queues a copy of `data`.
     #[inline]
     pub(crate) fn write(
@@ -105,15 +107,17 @@ impl Session {
         let why = if within(options.send_limit) { Refusal::ProcessLimit } else { Refusal::Limit };
         match options.over_limit {
             OverLimit::DropOldest | OverLimit::DropNewest => return self.send_message(data, options, account),
-            OverLimit::Wait if within(options.send_limit.saturating_add(WAIT_OVERRUN)) => {
-                if account.charge_beyond(bytes) {
+            OverLimit::Wait => {
+                let received = matches!(data, Chunk::Buf(_));
+                let overrun = if received { RECEIVED_OVERRUN } else { OVERRUN };
+                if within(options.send_limit.saturating_add(overrun)) && account.charge_beyond(bytes, received) {
                     (self.full, self.over) = (true, true);
                     self.queue(data, options);
                     return SendOutcome::Queued;
                 }
             }
             OverLimit::Disconnect => self.end(Ending::Abort, CloseReason::Backpressure),
-            OverLimit::Wait | OverLimit::Refuse => {}
+            OverLimit::Refuse => {}
         }
         SendOutcome::Refused { data, why }
     }
@@ -201,6 +205,8 @@ impl Session {
 
 #[cfg(test)]
 mod tests {
+    use ringport_engine::Buf;
+
     use super::super::tests::{account, session};
     use super::*;
 
@@ -273,7 +279,12 @@ mod tests {
         assert!(!session.over);
         assert!(session.send(vec![2; 1].into(), &options, &mut account).is_queued());
         assert!(session.over && session.full);
-        let rest = vec![3; WAIT_OVERRUN as usize];
+        let rest = vec![3; OVERRUN as usize];
         assert!(!session.send(rest.into(), &options, &mut account).is_queued());
+        // What was received may go back: it takes no new memory.
+        let received = Buf::copied(&vec![3; OVERRUN as usize]);
+        assert!(session.send(received.into(), &options, &mut account).is_queued());
+        let too_much = Buf::copied(&vec![3; RECEIVED_OVERRUN as usize]);
+        assert!(!session.send(too_much.into(), &options, &mut account).is_queued());
     }
 }

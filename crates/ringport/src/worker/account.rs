@@ -15,22 +15,31 @@ use std::sync::atomic::{AtomicU64, Ordering};
 const BLOCK_MAX: u64 = 256 << 10;
 /// A worker gives blocks back when it has more than so many that it does not use.
 const SPARE_BLOCKS: u64 = 2;
-/// Bytes that a worker takes beyond the limit where data would be lost otherwise. Reading rests meanwhile.
-const OVERRUN: u64 = 4 << 20;
+
+/// Received bytes that a worker takes back beyond the limit, and so does a connection beyond its own, where they would be
+/// lost otherwise. Reading rests by then, and what may still come is what the kernel had received already: at most the small
+/// slots of the default pool, 256 × 16 KiB. They lie in memory that the pool has anyway.
+pub(crate) const RECEIVED_OVERRUN: u64 = 4 << 20;
+/// Bytes of any other memory that are taken then, by a connection or by all workers together: what handlers make of what was
+/// received already.
+pub(crate) const OVERRUN: u64 = 1 << 20;
 
 /// What all workers of a server may use together.
 #[derive(Debug)]
 pub(crate) struct Budget {
     limit: u64,
     block: u64,
+    /// A worker's part of [`OVERRUN`].
+    overrun: u64,
     granted: AtomicU64,
 }
 
 impl Budget {
     /// For `workers` workers with `limit` bytes together.
     pub(crate) fn new(limit: u64, workers: usize) -> Arc<Self> {
-        let block = (limit / (4 * (SPARE_BLOCKS + 1) * workers.max(1) as u64)).clamp(1, BLOCK_MAX);
-        Arc::new(Self { limit, block, granted: AtomicU64::new(0) })
+        let workers = workers.max(1) as u64;
+        let block = (limit / (4 * (SPARE_BLOCKS + 1) * workers)).clamp(1, BLOCK_MAX);
+        Arc::new(Self { limit, block, overrun: OVERRUN / workers, granted: AtomicU64::new(0) })
     }
 
     /// Takes `bytes` if that many are left.
@@ -106,9 +115,16 @@ impl Account {
         }
     }
 
-    /// Charges `bytes` beyond the limit, but not without end.
-    pub(crate) fn charge_beyond(&mut self, bytes: u64) -> bool {
-        let within = self.used.saturating_add(bytes) <= self.granted.saturating_add(OVERRUN);
+    /// Charges `bytes`, if need be beyond the limit, but not without end.
+    pub(crate) fn charge_beyond(&mut self, bytes: u64, received: bool) -> bool {
+        if self.charge(bytes) {
+            return true;
+        }
+        if self.is_over() {
+            self.grow(self.used);
+        }
+        let overrun = if received { RECEIVED_OVERRUN } else { self.budget.overrun };
+        let within = self.used.saturating_add(bytes) <= self.granted.saturating_add(overrun);
         if within {
             self.charge_anyway(bytes);
         }
@@ -236,9 +252,12 @@ mod tests {
         let mut account = Account::new(Arc::clone(&budget));
         account.charge_anyway(2 * MIB);
         assert!(account.is_over() && account.is_still_over() && !account.charge(1));
-        assert!(account.charge_beyond(MIB));
-        assert!(!account.charge_beyond(8 * MIB));
-        account.release(5 * MIB / 2);
+        assert!(!account.charge_beyond(1, false), "more than that is over already");
+        assert!(account.charge_beyond(MIB, true));
+        assert!(!account.charge_beyond(8 * MIB, true));
+        account.release(2 * MIB);
+        assert!(account.charge_beyond(MIB / 2, false));
+        account.release(MIB);
         assert!(!account.is_still_over());
         account.set_copies(MIB);
         assert!(account.is_over());

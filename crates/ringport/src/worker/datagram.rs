@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,6 +12,7 @@ use ringport_engine::{Buf, Engine, SendTo, Socket, UdpId, Want};
 use super::gate::who;
 use super::timers::Timer;
 use super::{Context, Worker};
+use crate::aio::{DatagramCell, receiving};
 use crate::datagram::{Datagram, DatagramHandler, DatagramOptions, Datagrams, Outbox};
 use crate::session::{Bucket, Rate};
 
@@ -30,8 +32,12 @@ pub(crate) enum Incident<'a> {
 
 /// A handler with its peers, behind one face.
 pub(crate) trait DatagramService {
+    /// The engine has the socket.
+    fn opened(&mut self, _: &mut Context, _: UdpId, _: SocketAddr) {}
     fn datagram(&mut self, socket: &mut Datagrams<'_>, datagram: Datagram);
     fn on(&mut self, socket: &mut Datagrams<'_>, what: Incident<'_>);
+    /// The socket is gone.
+    fn closed(&mut self) {}
 }
 
 /// Makes the service of one worker.
@@ -195,6 +201,8 @@ pub(super) struct UdpSocket {
     idle_timeout: Option<Duration>,
     /// The engine took no more.
     blocked: bool,
+    /// Its task wants to receive nothing.
+    paused: bool,
     /// Nothing is received for want of memory.
     resting: bool,
 }
@@ -207,12 +215,23 @@ impl<E: Engine> Worker<E> {
         make: &DatagramFactory,
         options: &DatagramOptions,
     ) -> io::Result<()> {
+        self.bind_datagrams(socket, make(options), options)
+    }
+
+    fn bind_datagrams(
+        &mut self,
+        socket: Socket,
+        mut service: Box<dyn DatagramService>,
+        options: &DatagramOptions,
+    ) -> io::Result<()> {
         let local = socket.local_addr()?.as_socket().ok_or(io::ErrorKind::InvalidInput)?;
         let id = self.engine.bind_udp(socket)?;
         self.engine.receive_datagrams(id, Want::On);
+        service.opened(&mut self.context, id, local);
         let outbox = Outbox { queue_max: options.queue_max.max(1), ..Outbox::default() };
-        let (service, idle_timeout) = (make(options), options.idle_timeout);
-        let entry = UdpSocket { id, service, outbox, local, idle_timeout, blocked: false, resting: false };
+        let idle_timeout = options.idle_timeout;
+        let entry =
+            UdpSocket { id, service, outbox, local, idle_timeout, blocked: false, paused: false, resting: false };
         if self.udp.len() <= id.slot() {
             self.udp.resize_with(id.slot() + 1, || None);
         }
@@ -220,6 +239,42 @@ impl<E: Engine> Worker<E> {
         self.set_sweep(id);
         self.incident(id, Incident::Open);
         Ok(())
+    }
+
+    /// Binds the socket of a task.
+    pub(super) fn bind_for_task(&mut self, socket: Socket, cell: &Rc<DatagramCell>) {
+        if cell.is_abandoned() {
+            return;
+        }
+        // A task keeps what it wants to know of its peers itself.
+        let options = DatagramOptions::default().peers(0, None);
+        if let Err(error) = self.bind_datagrams(socket, receiving(cell), &options) {
+            cell.end(&error);
+        }
+    }
+
+    /// Carries out what a task has left for its socket.
+    pub(super) fn carry_out_datagrams(&mut self, cell: &DatagramCell) {
+        let todo = cell.take_todo();
+        let Some(id) = cell.id() else { return };
+        let Some(socket) = self.udp_socket(id).filter(|socket| !socket.outbox.closing) else { return };
+        socket.outbox.queue.extend(todo.outbox);
+        self.hand_over_datagrams(id);
+        let Some(socket) = self.udp_socket(id) else { return };
+        // Then `writable` is called when the engine has taken all.
+        socket.outbox.refused = socket.blocked;
+        socket.outbox.closing = todo.close;
+        let left = socket.outbox.queue.len();
+        if todo.close {
+            self.engine.close_udp(id);
+            return;
+        }
+        if let Some(want) = todo.want {
+            socket.paused = want == Want::Paused;
+            let rests = socket.resting;
+            self.engine.receive_datagrams(id, if rests { Want::Paused } else { want });
+        }
+        cell.set_left(left);
     }
 
     fn udp_socket(&mut self, id: UdpId) -> Option<&mut UdpSocket> {
@@ -294,7 +349,7 @@ impl<E: Engine> Worker<E> {
         let Some(socket) = self.udp.get_mut(id.slot()).and_then(Option::as_mut).filter(|socket| socket.id == id) else {
             return;
         };
-        if std::mem::take(&mut socket.resting) && !socket.outbox.closing {
+        if std::mem::take(&mut socket.resting) && !socket.paused && !socket.outbox.closing {
             self.engine.receive_datagrams(id, Want::On);
         }
         if std::mem::take(&mut socket.outbox.waits_for_memory) {
@@ -340,7 +395,8 @@ impl<E: Engine> Worker<E> {
 
     pub(super) fn udp_closed(&mut self, id: UdpId, unsent: usize) {
         let Some(entry) = self.udp.get_mut(id.slot()) else { return };
-        if let Some(socket) = entry.take_if(|socket| socket.id == id) {
+        if let Some(mut socket) = entry.take_if(|socket| socket.id == id) {
+            socket.service.closed();
             let lost = unsent + socket.outbox.queue.len();
             self.datagrams_unsent += lost as u64;
             if lost > 0 {

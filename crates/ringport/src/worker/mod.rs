@@ -34,12 +34,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-pub(crate) use account::{Account, Budget};
+pub(crate) use account::{Account, Budget, OVERRUN, RECEIVED_OVERRUN};
 pub use context::{ConnectionId, Context};
 pub(crate) use context::{Facts, Parts};
 pub(crate) use counters::Counters;
 pub use counters::WorkerStats;
-pub(crate) use datagram::{DatagramFactory, datagram_factory};
+pub(crate) use datagram::{DatagramFactory, DatagramService, Incident, datagram_factory};
 pub(crate) use gate::{Gate, Permit};
 pub(crate) use mailbox::Mailbox;
 use race::Race;

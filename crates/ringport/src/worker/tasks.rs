@@ -96,6 +96,9 @@ impl<E: Engine> Worker<E> {
                 }
                 Err(error) => stream.failed(&error),
             },
+            Request::BindDatagrams { cell, .. } if self.drain.is_some() => cell.end(&shutting_down()),
+            Request::BindDatagrams { cell, socket } => self.bind_for_task(socket, &cell),
+            Request::Datagrams(cell) => self.carry_out_datagrams(&cell),
             Request::Listen { listener, .. } if listener.is_gone() => {}
             Request::Listen { listener, .. } if self.drain.is_some() => listener.closed(shutting_down()),
             Request::Listen { listener, socket } => self.listen_for(listener, socket),

@@ -27,7 +27,7 @@ stages!(
 );
 
 /// Whether the engine has no datagrams.
-fn has_none(stage: &Stage) -> bool {
+pub(crate) fn has_none(stage: &Stage) -> bool {
     let none = matches!(stage, Stage::Real(EngineKind::Iocp | EngineKind::Rio));
     if none {
         println!("skipped: the engines of Windows have no datagrams");

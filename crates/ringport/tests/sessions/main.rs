@@ -6,6 +6,7 @@ mod aio;
 mod blocking;
 mod closing;
 mod connecting;
+mod datagram_tasks;
 mod datagrams;
 mod deadlines;
 mod dropped;

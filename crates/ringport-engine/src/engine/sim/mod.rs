@@ -36,7 +36,7 @@ use crate::engine::contract::{
 };
 use crate::id::{ConnId, Id, ListenerId, Table, UdpId};
 use crate::options::{OptionName, SocketOption};
-use crate::socket::{SockAddr, Socket, SocketOptions};
+use crate::socket::{SockAddr, Socket, SocketOptions, is_tcp};
 
 use datagram::Datagrams;
 pub use faults::Faults;
@@ -259,6 +259,21 @@ impl Engine for SimEngine {
         socket.options.retain(|set| set.name() != option.name());
         socket.options.push(option.clone());
         Ok(())
+    }
+
+    fn watch_urgent(&mut self, conn: ConnId) -> io::Result<()> {
+        let entry = self.conns.get(conn).ok_or(io::ErrorKind::NotFound)?;
+        let mut state = self.network.lock();
+        let socket = state.sockets.get_mut(entry.socket).ok_or(io::ErrorKind::NotConnected)?;
+        socket.inline = true;
+        Ok(())
+    }
+
+    fn at_mark(&self, conn: ConnId) -> io::Result<bool> {
+        let entry = self.conns.get(conn).ok_or(io::ErrorKind::NotFound)?;
+        let state = self.network.lock();
+        let socket = state.sockets.get(entry.socket).ok_or(io::ErrorKind::NotConnected)?;
+        if is_tcp(&socket.local) { Ok(socket.is_at_mark()) } else { Err(io::ErrorKind::Unsupported.into()) }
     }
 
     fn wait(&mut self, deadline: Option<Instant>) -> io::Result<()> {

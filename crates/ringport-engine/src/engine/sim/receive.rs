@@ -80,9 +80,10 @@ impl SimEngine {
         let mut state = self.network.lock();
         let kernel = conn.socket;
         conn.readable = true;
+        state.skip_urgent(kernel);
         let socket = state.sockets.get_mut(kernel)?;
         socket.noted = false;
-        let (length, armed) = (socket.incoming.len(), socket.armed);
+        let (length, armed) = (socket.receivable(), socket.armed);
         if conn.state == ConnState::Connecting && socket.error.is_none() {
             // `connected` looks again.
             return None;

@@ -4,7 +4,7 @@ use super::memory::Reading;
 use super::network::{Action, Note, State};
 use super::personality::Oddity;
 use super::{Conn, ConnState, SimEngine};
-use crate::buffer::{Pool, SendQueue};
+use crate::buffer::{Chunk, Pool, SendQueue};
 use crate::engine::contract::{Event, SendProgress};
 use crate::id::ConnId;
 
@@ -124,7 +124,7 @@ fn hand_over(state: &mut State, conn: &mut Conn, engine: usize, id: ConnId, pool
         }
         let Some(piece) = conn.record.front() else { break };
         let part = left.min(piece.len());
-        socket.outgoing.extend(&piece.as_slice()[..part]);
+        socket.write(&piece.as_slice()[..part], matches!(piece, Chunk::Urgent(_)));
         // What the kernel still reads after it has said that it took it stays in use.
         if late && part == piece.len() {
             pieces.extend(conn.record.pop());

@@ -9,7 +9,7 @@ use super::network::{Action, Note, State};
 use crate::engine::contract::Close;
 use crate::id::{ConnId, Id, ListenerId};
 use crate::options::SocketOption;
-use crate::socket::SockAddr;
+use crate::socket::{SockAddr, is_tcp};
 
 /// Times that a SYN is sent before a connect fails.
 const SYN_TRIES: u32 = 6;
@@ -46,6 +46,16 @@ pub(super) struct SimSocket {
     outgoing_max: usize,
     pub(super) incoming: VecDeque<u8>,
     incoming_max: usize,
+    /// Bytes that were ever put into `outgoing`.
+    written: u64,
+    /// Bytes that were ever taken out of `incoming`.
+    taken: u64,
+    /// Where in what it sends its last urgent byte is.
+    urgent: Option<u64>,
+    /// Where in what it receives the last urgent byte is, as far as the peer has told.
+    mark: Option<u64>,
+    /// Urgent bytes stay in the stream (`SO_OOBINLINE`).
+    pub(super) inline: bool,
     transmitting: bool,
     fin_wanted: bool,
     fin_sent: bool,
@@ -57,6 +67,29 @@ pub(super) struct SimSocket {
     pub(super) noted: bool,
     /// The owner has more to send and waits for room.
     pub(super) send_armed: bool,
+}
+
+impl SimSocket {
+    /// Puts bytes into the send buffer, the last of which may be urgent. A Unix socket has nothing that is urgent.
+    pub(super) fn write(&mut self, bytes: &[u8], urgent: bool) {
+        self.outgoing.extend(bytes);
+        self.written += bytes.len() as u64;
+        if urgent && is_tcp(&self.local) {
+            self.urgent = self.written.checked_sub(1);
+        }
+    }
+
+    /// Whether the next byte to be received is the last urgent one.
+    pub(super) fn is_at_mark(&self) -> bool {
+        self.mark == Some(self.taken)
+    }
+
+    /// Bytes that one receive can take: it ends before an urgent byte (see tcp(7)).
+    pub(super) fn receivable(&self) -> usize {
+        let most = self.incoming.len();
+        let before = self.mark.map_or(0, |mark| mark.saturating_sub(self.taken));
+        if before == 0 { most } else { most.min(usize::try_from(before).unwrap_or(most)) }
+    }
 }
 
 impl State {
@@ -108,6 +141,11 @@ impl State {
             outgoing_max,
             incoming: VecDeque::new(),
             incoming_max,
+            written: 0,
+            taken: 0,
+            urgent: None,
+            mark: None,
+            inline: false,
             transmitting: false,
             fin_wanted: false,
             fin_sent: false,
@@ -214,8 +252,11 @@ impl State {
     fn carry(&mut self, from: Id, to: Id, count: usize) {
         let Some(socket) = self.sockets.get_mut(from) else { return };
         let bytes: Vec<u8> = socket.outgoing.drain(..count).collect();
+        let urgent = socket.urgent;
         if let Some(peer) = self.sockets.get_mut(to) {
             peer.incoming.extend(&bytes);
+            // As on the wire, every segment tells where the last urgent byte is, also before that arrives (RFC 9293, 3.8.5).
+            peer.mark = urgent;
         }
     }
 
@@ -238,8 +279,17 @@ impl State {
     pub(super) fn take_incoming(&mut self, id: Id, count: usize) {
         let Some(socket) = self.sockets.get_mut(id) else { return };
         socket.incoming.drain(..count);
+        socket.taken += count as u64;
         if let Some(peer) = socket.peer {
             self.kick(peer);
+        }
+    }
+
+    /// Takes an urgent byte that comes next out of the stream, unless it is to stay there.
+    pub(super) fn skip_urgent(&mut self, id: Id) {
+        let skips = |socket: &SimSocket| !socket.inline && socket.is_at_mark() && !socket.incoming.is_empty();
+        if self.sockets.get(id).is_some_and(skips) {
+            self.take_incoming(id, 1);
         }
     }
 

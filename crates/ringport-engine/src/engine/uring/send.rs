@@ -105,6 +105,12 @@ impl Flight {
     }
 }
 
+/// Whether a file stands behind the first piece.
+#[inline]
+fn file_is_next(queue: &SendQueue) -> bool {
+    queue.pieces() > 1 && matches!(queue.iter().nth(1), Some(Chunk::File(_)))
+}
+
 /// Stands for a file that was too short, where an `errno` is kept.
 pub(super) const TRUNCATED: i32 = i32::MAX;
 
@@ -128,7 +134,8 @@ impl UringEngine {
         let mut bytes = 0;
         let at_once = self.send_at_once || conn.mode != Mode::Multishot;
         let loan = queue.front().is_some_and(|piece| is_for_loan(self.zero_copy_above, piece));
-        if (at_once && !loan) || matches!(queue.front(), Some(Chunk::File(_))) {
+        // What stands before a file goes with it: two turns less than by itself.
+        if !loan && (at_once || file_is_next(queue)) || matches!(queue.front(), Some(Chunk::File(_))) {
             let Some(fd) = &conn.fd else { return NOTHING };
             let sent = self.sender.send(fd.as_fd(), queue, &self.pool, &mut self.stats.calls);
             bytes = sent.bytes;

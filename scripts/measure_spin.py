@@ -1,0 +1,99 @@
+#!/usr/bin/env python3
+"""Measures what polling before parking (`--spin`) gains in latency and costs in processor time.
+
+    scripts/measure_spin.py --rounds 6 --markdown bench-out/spin.md
+    scripts/measure_spin.py --analyse bench-out/spin-*.jsonl
+
+Each engine with and without polling: echoes of 64 bytes on 1 connection and on 50 as fast as they go, on 50 at 20,000 a second
+in all, and 50 connections on which nothing happens for half a second. The server runs on core 0, the load on core 1, in a
+network namespace of their own, in interleaved rounds and in another order each time. Needs root, the lab (built when it is
+missing) and a quiet machine. The exit code is 1 only if nothing could be measured. Six rounds take about 90 seconds.
+"""
+
+import argparse
+import os
+import socket
+import sys
+import time
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import beside  # noqa: E402 (beside this file, wherever that is called from)
+import measure  # noqa: E402
+import ratios  # noqa: E402
+
+P50, SHARE = "p50_us", "srv_cpu_pct"
+IDLE, IDLE_CONNECTIONS, IDLE_SECONDS = "50 idle", 50, 0.5
+CELLS = {
+    "1 connection": ["--mode=echo", "--conns=1", "--size=64", "--depth=1"],
+    "50 connections": ["--mode=echo", "--conns=50", "--size=64", "--depth=1"],
+    "50, 20,000/s": ["--mode=echo", "--conns=50", "--size=64", "--depth=1", "--rate=20000"],
+    IDLE: [],
+}
+SPINS = " spins"
+ENGINES = {measure.URING: "io_uring", measure.EPOLL: "epoll"}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    beside.common_options(parser)
+    beside.lab_options(parser)
+    parser.add_argument("--spin", default="50us", help="how long it polls (default: 50us)")
+    return beside.report_on("measure_spin", parser.parse_args(), run_all, report)
+
+
+def run_all(options):
+    """Measures, and returns the name of the file with the results."""
+    if not os.access(options.binary, os.X_OK):
+        raise beside.CannotMeasure(f"{options.binary} is missing: cargo build --release")
+    measure.prepare_lab(options.lab, options.lab_source)
+    congestion = beside.enter_namespace(options.cc)
+    bench = beside.Bench("spin", congestion)
+    binary = os.path.abspath(options.binary)
+    servers = {}
+    for label, engine in ENGINES.items():
+        words = [binary, "serve", "echo", "--listen", "0.0.0.0:{port}", "--engine", engine, "--log", "error"]
+        servers[label] = [*words, "--spin", "0"]
+        servers[label + SPINS] = [*words, "--spin", options.spin]
+    for number, cell, label in bench.rounds(options.rounds, CELLS, servers):
+        load = idle if cell == IDLE else lambda port, pid: beside.loadgen(options, port, pid, CELLS[cell])
+        bench.run(number, cell, label, servers[label], load)
+    return bench.file
+
+
+def idle(port, pid):
+    """Connections that were used once: what they cost in the time after."""
+    sockets = [socket.create_connection(("127.0.0.1", port), timeout=5) for _ in range(IDLE_CONNECTIONS)]
+    for one in sockets:
+        one.sendall(b"once")
+        if one.recv(16) != b"once":
+            raise beside.CannotMeasure("a wrong echo")
+    time.sleep(0.05)
+    before, begin = beside.cpu_seconds(pid), time.monotonic()
+    time.sleep(IDLE_SECONDS)
+    spent = beside.cpu_seconds(pid) - before
+    for one in sockets:
+        one.close()
+    # A server that did nothing at all was measured, too.
+    return {SHARE: max(100 * spent / (time.monotonic() - begin), 1e-6)}
+
+
+def shown(runs, cell, label, field):
+    value = runs.median(cell, label, field)
+    return "–" if value is None else measure.number(round(value, 4))
+
+
+def report(runs):
+    rows = []
+    for cell in (cell for cell in CELLS if cell in runs.cells):
+        for label in (label for label in ENGINES if label in runs.cells[cell]):
+            row = [cell, label]
+            for field in (P50, ratios.CPU, SHARE):
+                row += [shown(runs, cell, name, field) for name in (label, label + SPINS)]
+            latency = ratios.paired(runs, cell, label + SPINS, label, P50)
+            rows.append([*row, measure.shown(latency)])
+    header = ["load", "server", "p50 µs", "polling", "CPU, µs a message", "polling", "CPU, % of a core", "polling", "p50 polling / not"]
+    return f"{beside.heading(runs)}\n\n### Polling before parking, both ways\n\n{measure.table(header, rows)}\n\n{measure.failures(runs)}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

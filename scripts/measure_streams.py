@@ -1,0 +1,99 @@
+#!/usr/bin/env python3
+"""Measures one-way streams: what a byte costs ringport and the lab's other servers, to receive and to send.
+
+    scripts/measure_streams.py --rounds 6 --markdown bench-out/streams.md
+    scripts/measure_streams.py --analyse bench-out/streams-*.jsonl
+
+One connection, all in one direction, in writes of 64 KiB and of 1 MiB: `ringport serve discard` and `serve generate --piece`
+beside the hand-written servers and tokio. The server runs on core 0, the load on core 1, in a network namespace of their
+own, in interleaved rounds and in another order each time. Streams depend on the congestion control before anything else:
+reno, unless --cc says otherwise. Needs root, the lab (built when it is missing) and a quiet machine. The exit code is 0
+whatever the verdicts are, and 1 only if nothing could be measured. Six rounds take about 3 minutes.
+"""
+
+import argparse
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import beside  # noqa: E402 (beside this file, wherever that is called from)
+import measure  # noqa: E402
+import ratios  # noqa: E402
+
+FIELD = "srv_cpu_s_per_gb"
+PEERS = ["epoll-c", "mio", "limit", "tokio"]
+# Cell: what the load does, what ringport does, bytes of a write.
+CELLS = {
+    "receive 64 KiB": ("sink", "discard", 65536),
+    "receive 1 MiB": ("sink", "discard", 1048576),
+    "send 64 KiB": ("source", "generate", 65536),
+    "send 1 MiB": ("source", "generate", 1048576),
+}
+OURS = {measure.URING: "io_uring", measure.URING + measure.TWIN: "io_uring", measure.EPOLL: "epoll"}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    beside.common_options(parser)
+    beside.lab_options(parser)
+    parser.add_argument("--cells", default="", help="only cells whose name contains one of these, as in 'send,receive 1'")
+    parser.add_argument("--servers", default="", help=f"only these of {', '.join([*OURS, *PEERS])}")
+    return beside.report_on("measure_streams", parser.parse_args(), run_all, report)
+
+
+def run_all(options):
+    """Measures, and returns the name of the file with the results."""
+    if not os.access(options.binary, os.X_OK):
+        raise beside.CannotMeasure(f"{options.binary} is missing: cargo build --release")
+    measure.prepare_lab(options.lab, options.lab_source)
+    congestion = beside.enter_namespace(options.cc)
+    wanted = options.servers.split(",") if options.servers else [*OURS, *PEERS]
+    cells = [cell for cell in CELLS if any(word in cell for word in options.cells.split(","))]
+    bench = beside.Bench("streams", congestion)
+    for number, cell, label in bench.rounds(options.rounds, cells, wanted):
+        mode, _, size = CELLS[cell]
+        words = [f"--mode={mode}", "--conns=1", f"--size={size}"]
+        bench.run(number, cell, label, command(options, cell, label), lambda port, pid: beside.loadgen(options, port, pid, words))
+    return bench.file
+
+
+def command(options, cell, label):
+    mode, service, size = CELLS[cell]
+    if label in OURS:
+        words = [os.path.abspath(options.binary), "serve", service, "--listen", "0.0.0.0:{port}", "--engine", OURS[label]]
+        return [*words, "--piece", str(size), "--log", "error"]
+    release, own = os.path.join(options.lab, "target", "release"), os.path.join(options.lab, "c", "bin")
+    programs = {
+        "epoll-c": os.path.join(own, "epoll_et"),
+        "mio": os.path.join(release, "srv-mio"),
+        "limit": os.path.join(release, "srv-limit"),
+        "tokio": os.path.join(release, "srv-tokio"),
+    }
+    return [programs[label], "--port={port}", f"--mode={mode}", f"--write={size}"]
+
+
+def report(runs):
+    cells = [cell for cell in CELLS if cell in runs.cells]
+    labels = [label for label in [measure.URING, measure.EPOLL, *PEERS] if any(label in runs.cells[cell] for cell in cells)]
+    parts = [beside.heading(runs)]
+    rows = [[cell, *(f"{value:.3f}" if value else "–" for value in (runs.median(cell, label, FIELD) for label in labels))] for cell in cells]
+    parts.append("### Server CPU time, seconds a gigabyte, medians\n\n" + measure.table(["stream", *labels], rows))
+    rows = []
+    for cell in cells:
+        noise = ratios.control(runs, cell, measure.URING, measure.URING + measure.TWIN, FIELD)
+        for label in (measure.URING, measure.EPOLL):
+            ratio = ratios.against_best(runs, cell, label, PEERS, FIELD)
+            row = [cell, label, measure.shown(ratio), f"{noise.upper:.3f}" if noise else "–"]
+            rows.append([*row, measure.verdict(ratios.within(ratio, 1.0, noise))])
+    header = ["stream", "server", "its CPU time a byte / the best peer's", "control", "at least as good"]
+    parts.append(
+        f"### Against the best peer\n\n{measure.table(header, rows)}\n\nMedian of paired rounds and its 95 % upper bound, against the best "
+        "peer, which is chosen in one half of the rounds and compared in the other. *control*: the same bound between two "
+        f"identical servers. *at least as good*: bound ≤ control; no verdict on fewer than {ratios.FEWEST_ROUNDS} rounds."
+    )
+    parts.append(measure.failures(runs))
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

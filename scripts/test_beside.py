@@ -1,0 +1,80 @@
+"""Tests of what the scripts for files, streams and polling report, on made-up rounds, and of how they count processor time."""
+
+import os
+import subprocess
+import sys
+import time
+import unittest
+
+import beside
+import measure
+import measure_files
+import measure_spin
+import measure_streams
+from test_ratios import made_up
+from ratios import Runs
+
+
+def rounds_of(field, costs, cell, runs=None):
+    """Made-up rounds whose cost stands in `field`."""
+    found = made_up(costs, rounds=12, spread=0.002, cell=cell)
+    runs = runs or Runs()
+    for label, rounds in found.cells[cell].items():
+        for number, record in rounds.items():
+            value = next(record[name] for name in record if name.startswith("srv_cpu"))
+            runs.add({"cell": cell, "label": label, "round": number[1], "cc": "reno", field: value})
+    return runs
+
+
+def line_of(text, *words):
+    return next(line for line in text.splitlines() if all(word in line for word in words) and " (≤ " in line)
+
+
+class Reports(unittest.TestCase):
+    def test_files_are_judged_both_ways(self):
+        ours = {measure.URING: 0.9, measure.URING + measure.TWIN: 0.9, measure.EPOLL: 1.2}
+        runs = rounds_of(measure_files.CPU_A_BYTE, {"nginx": 1.0, **ours}, "1 MiB")
+        text = measure_files.report(runs)
+        self.assertIn("| yes |", line_of(text, "1 MiB", measure.URING))
+        self.assertIn("| **no** |", line_of(text, "1 MiB", measure.EPOLL))
+
+    def test_streams_are_compared_with_the_best_peer(self):
+        ours = {measure.URING: 1.02, measure.URING + measure.TWIN: 1.02, measure.EPOLL: 0.98}
+        runs = rounds_of(measure_streams.FIELD, {"mio": 1.0, "tokio": 1.5, **ours}, "send 1 MiB")
+        text = measure_streams.report(runs)
+        self.assertIn("| **no** |", line_of(text, "send 1 MiB", measure.URING, "mio"))
+        self.assertIn("| yes |", line_of(text, "send 1 MiB", measure.EPOLL, "mio"))
+
+    def test_polling_is_compared_with_parking(self):
+        label = measure.URING
+        runs = rounds_of(measure_spin.P50, {label: 20.0, label + measure_spin.SPINS: 10.0}, "1 connection")
+        self.assertIn("0.5", line_of(measure_spin.report(runs), "1 connection", label))
+
+
+class Counting(unittest.TestCase):
+    @unittest.skipUnless(os.path.exists("/proc/self/schedstat"), "skipped: the kernel does not tell processor time")
+    def test_children_count_and_sleep_does_not(self):
+        busy = "import time\nend = time.process_time() + 0.2\nwhile time.process_time() < end: pass\nprint(flush=True)\ntime.sleep(30)"
+        command = ["sh", "-c", '"$0" -c "$1"; :', sys.executable, busy]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as child:
+            try:
+                child.stdout.readline()
+                spent = beside.cpu_seconds(child.pid)
+                self.assertGreater(spent, 0.15)
+                self.assertEqual(len(beside.processes(child.pid)), 2)
+                time.sleep(0.2)
+                self.assertLess(beside.cpu_seconds(child.pid) - spent, 0.1)
+            finally:
+                os.killpg(child.pid, 9)
+
+    def test_all_of_a_round_comes_before_the_next_and_the_order_changes(self):
+        bench = beside.Bench("test", "reno")
+        plan = list(bench.rounds(8, ["a", "b"], ["x", "y", "z"]))
+        self.assertEqual([number for number, _, _ in plan], [number for number in range(8) for _ in range(6)])
+        orders = {tuple(label for _, _, label in plan[at : at + 3]) for at in range(0, len(plan), 3)}
+        self.assertGreater(len(orders), 2)
+        self.assertTrue(all(sorted(order) == ["x", "y", "z"] for order in orders))
+
+
+if __name__ == "__main__":
+    unittest.main()
