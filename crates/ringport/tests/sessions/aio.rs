@@ -9,7 +9,7 @@ use std::time::Duration;
 use ringport::aio::{self, JoinError, Listener, Stream};
 use ringport::{Address, Client, Server, block_on};
 
-use crate::stage::{Stage, listen_on, pattern, stages};
+use crate::stage::{Stage, each_engine, listen_on, pattern, stages};
 
 stages! {
     an_echo_is_whole_and_half_closes,
@@ -452,8 +452,7 @@ fn wakes_from_other_threads_arrive_and_stale_ones_are_harmless() {
 
 #[test]
 fn several_workers_serve_and_a_shutdown_drains_them() {
-    for stage in [Stage::real(ringport::EngineKind::Uring), Stage::real(ringport::EngineKind::Epoll)] {
-        let Some(Stage::Real(kind)) = stage else { continue };
+    each_engine(|kind| {
         let server = Server::new().engine(Some(kind)).workers(2).listen_async("127.0.0.1:0", echo);
         let server = server.start().expect("the server starts");
         let to = server.addresses()[0].clone();
@@ -477,5 +476,5 @@ fn several_workers_serve_and_a_shutdown_drains_them() {
         })
         .expect("an engine works");
         server.join().expect("it ends");
-    }
+    });
 }

@@ -7,15 +7,7 @@ use std::time::{Duration, Instant};
 
 use ringport::{Address, Buf, Connection, EngineKind, Error, Handler, Server, Spread};
 
-use crate::stage::{Log, Player, Stage};
-
-pub(crate) fn each_engine(test: impl Fn(EngineKind)) {
-    for kind in EngineKind::ALL {
-        if kind != EngineKind::Sim && Stage::real(kind).is_some() {
-            test(kind);
-        }
-    }
-}
+use crate::stage::{Log, Player, each_engine};
 
 pub(crate) fn ip(address: &Address) -> std::net::SocketAddr {
     match address {
@@ -155,9 +147,12 @@ fn what_came_meanwhile_is_taken_with_few_waits() {
         let after = server.handle().stats();
         let (events, turns) = (after.events - before.events, after.turns - before.turns);
         assert!(events >= 300 && events > 10 * turns, "{kind}: {events} events in {turns} turns");
-        // Plain calls send at once; on io_uring small messages are entries of the next enter.
-        assert!(kind == EngineKind::Uring || after.sends_at_once >= 600, "{kind}: {after:?}");
-        assert_eq!(after.copies, 0, "{kind}");
+        // Plain calls send at once; on io_uring small messages are entries of the next enter, on rio requests of the next
+        // wait.
+        let later = matches!(kind, EngineKind::Uring | EngineKind::Rio);
+        assert!(later || after.sends_at_once >= 600, "{kind}: {after:?}");
+        // With half of the slots under receives, rio copies what the others get.
+        assert!(kind == EngineKind::Rio || after.copies == 0, "{kind}: {after:?}");
     });
 }
 
