@@ -32,8 +32,9 @@ pub(super) fn floors_see_only_lower_floors(repository: &Repository) -> Vec<Findi
         let floor = FLOORS.iter().find(|(floor, _)| name == Some(floor));
         for (line, table, dependency) in dependencies(&file.text) {
             if TEST_CRATES.contains(&dependency) {
-                let asked = is_optional(&file.text, line) && !has_default_features(&file.text);
-                if !table.contains("dev-dependencies") && !(name == Some(PROGRAM) && asked) {
+                let asked_for = is_optional(&file.text, line) && !has_default_features(&file.text);
+                let allowed = table.contains("dev-dependencies") || name == Some(PROGRAM) && asked_for;
+                if !allowed {
                     let message = format!("`{dependency}` is for tests: it may only be a development dependency");
                     findings.push(Finding::new(path, line, message));
                 }

@@ -138,8 +138,9 @@ mod windows {
         let routine = unsafe { GetProcAddress(GetModuleHandleW(w!("kernelbase.dll")), s!("CtrlRoutine")) };
         let routine = routine.ok_or_else(io::Error::last_os_error)?;
         // SAFETY: it takes one argument the size of a pointer and returns a number, as the start of a thread does.
-        let routine: LPTHREAD_START_ROUTINE =
-            Some(unsafe { transmute::<unsafe extern "system" fn() -> isize, _>(routine) });
+        let routine: LPTHREAD_START_ROUTINE = Some(unsafe {
+            transmute::<unsafe extern "system" fn() -> isize, unsafe extern "system" fn(*mut c_void) -> u32>(routine)
+        });
         let argument = ptr::without_provenance::<c_void>(event as usize);
         // SAFETY: the process is open with the rights for it, and the routine takes the argument for a number.
         let thread = unsafe { CreateRemoteThread(process.0, ptr::null(), 0, routine, argument, 0, ptr::null_mut()) };
