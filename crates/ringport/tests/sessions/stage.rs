@@ -43,8 +43,9 @@ impl Stage {
 
     /// Simulations in which nothing is lost, in networks that are fast enough for the tests' deadlines: only pieces,
     /// order and moments are odd. The ledger test has all the rest.
+    /// They are the same on every system, so that a few will do where they are slow (Wine).
     pub(crate) fn simulations() -> impl Iterator<Item = Self> {
-        (0..20).map(|seed| {
+        (0..if cfg!(windows) { 5 } else { 20 }).map(|seed| {
             let mut faults = Faults::drawn(seed).harmless();
             faults.buffer_max = faults.buffer_max.max(8192);
             faults.delay_max = faults.delay_max.min(Duration::from_micros(50));
