@@ -1,7 +1,7 @@
 //! Datagram sockets: handlers, peers with a state, limits, and streams beside them.
 
 use std::collections::BTreeMap;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -335,6 +335,17 @@ impl Handler for Echo {
     }
 }
 
+/// Receives a datagram. A call that is interrupted is made again: with a timeout the system does not do that itself
+/// (signal(7)), and the kernel may interrupt a thread to tidy up a ring that it has closed.
+pub(crate) fn receive(socket: &UdpSocket, to: &mut [u8]) -> (usize, SocketAddr) {
+    loop {
+        match socket.recv_from(to) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            outcome => return outcome.expect("an answer"),
+        }
+    }
+}
+
 /// TCP and UDP on one port in one server, with two workers that share the peers.
 #[test]
 fn streams_and_datagrams_on_one_port() {
@@ -364,7 +375,7 @@ fn streams_and_datagrams_on_one_port() {
             for count in 1..=3 {
                 socket.send_to(&[number], address).expect("it is sent");
                 let mut answer = [0; 16];
-                let (length, from) = socket.recv_from(&mut answer).expect("an answer");
+                let (length, from) = receive(&socket, &mut answer);
                 assert_eq!((&answer[..length], from), (&[0, 0, 0, count, number][..], address));
             }
         }
