@@ -201,7 +201,7 @@ fn has_none<E: Engine>(setup: &Setup) -> bool {
     let (socket, _) = bind("127.0.0.1:0", config.network.as_ref());
     match engine.bind_udp(socket) {
         Err(error) if error.kind() == io::ErrorKind::Unsupported => {
-            assert!(matches!(setup.kind, Some(EngineKind::Iocp | EngineKind::Rio)), "{:?} has datagrams", setup.kind);
+            assert!(matches!(setup.kind, Some(EngineKind::Rio)), "{:?} has datagrams", setup.kind);
             eprintln!("skipped: {error}");
             true
         }
@@ -409,7 +409,7 @@ pub fn paused_datagrams_stay_in_the_kernel<E: Engine>(setup: &Setup) {
 
 /// What overflows the kernel's buffer is lost, and counted: sent is received and dropped.
 pub fn drops_are_counted<E: Engine>(setup: &Setup) {
-    if has_none::<E>(setup) {
+    if has_none::<E>(setup) || setup.is_windows("count of dropped datagrams") {
         return;
     }
     let mut faults = Faults::drawn(setup.seed).harmless();
@@ -462,7 +462,9 @@ pub fn an_unreachable_peer_kills_nothing<E: Engine>(setup: &Setup) {
         client.send(gone, vec![2; 64]);
         until([&mut server, &mut client], "the living one answers", |ports| ports[1].received.len() > round);
     }
-    until([&mut server, &mut client], "the failure is told", |ports| !ports[1].failed.is_empty());
+    if !setup.is_windows("word of unreachable peers") {
+        until([&mut server, &mut client], "the failure is told", |ports| !ports[1].failed.is_empty());
+    }
     settle([&mut server, &mut client]);
     assert!(client.failed.iter().all(|(to, kind)| *to == Some(gone) && *kind == io::ErrorKind::ConnectionRefused));
     assert!(client.engine.stats().datagrams_failed >= client.failed.len() as u64);
