@@ -378,6 +378,48 @@ pub fn a_dry_datagram_pool_is_transient<E: Engine>(setup: &Setup) {
     client.close();
 }
 
+/// Sockets that wait hold no buffer that others need, however few there are.
+pub fn few_buffers_serve_many_sockets<E: Engine>(setup: &Setup) {
+    if has_none::<E>(setup) {
+        return;
+    }
+    let mut config = config(setup);
+    config.datagram_slots = 4;
+    let (mut server, mut client) = pair::<E>(&config);
+    let network = config.network.as_ref();
+    let idle: Vec<_> = (0..12).map(|_| bind("127.0.0.1:0", network)).collect();
+    let (sockets, addresses): (Vec<_>, Vec<_>) = idle.into_iter().unzip();
+    let mut waiting = Vec::new();
+    for socket in sockets {
+        let udp = server.engine.bind_udp(socket).expect("another socket");
+        server.engine.receive_datagrams(udp, Want::On);
+        waiting.push(udp);
+    }
+    let mut found = BTreeMap::new();
+    for round in 1..=3_u8 {
+        for address in addresses.iter().rev() {
+            client.send(*address, vec![round; 500]);
+        }
+        until([&mut client], "all left", |ports| {
+            ports[0].engine.stats().datagrams_sent == u64::from(round) * addresses.len() as u64
+        });
+        let (start, mut turns) = (Instant::now(), 0);
+        while found.values().filter(|count| **count == round).count() < waiting.len() {
+            let now = if setup.sim { server.engine.now() } else { Instant::now() };
+            server.engine.wait(Some(now + Duration::from_micros(300))).expect("the engine goes on");
+            while let Some(event) = server.engine.next() {
+                let Event::Datagram { udp, buf, .. } = event else { panic!("{event:?}") };
+                assert_eq!(buf[..], [round; 500]);
+                *found.entry(udp).or_insert(0) += 1;
+            }
+            turns += 1;
+            assert!(start.elapsed() < PATIENCE && turns < 100_000, "{found:?}");
+        }
+    }
+    assert!(waiting.iter().all(|udp| found[udp] == 3));
+    client.close();
+}
+
 /// Paused is a wish, and nothing is lost by it that fits the kernel's buffer.
 pub fn paused_datagrams_stay_in_the_kernel<E: Engine>(setup: &Setup) {
     if has_none::<E>(setup) {
