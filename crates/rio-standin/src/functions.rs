@@ -9,8 +9,8 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use ringport_engine::engine::rio::{Provider, use_provider};
 use windows_sys::Win32::Foundation::HANDLE;
 use windows_sys::Win32::Networking::WinSock::{
-    RIO_BUF, RIO_EVENT_COMPLETION, RIO_EXTENSION_FUNCTION_TABLE, RIO_NOTIFICATION_COMPLETION, RIORESULT, SOCKET,
-    WSASetLastError,
+    RIO_BUF, RIO_EVENT_COMPLETION, RIO_EXTENSION_FUNCTION_TABLE, RIO_NOTIFICATION_COMPLETION, RIORESULT, SO_TYPE,
+    SOCK_DGRAM, SOCKET, SOL_SOCKET, WSASetLastError, getsockopt,
 };
 use windows_sys::Win32::System::IO::CancelIoEx;
 use windows_sys::Win32::System::Threading::{CreateEventW, GetCurrentProcess, ResetEvent, TerminateProcess};
@@ -382,8 +382,19 @@ unsafe extern "system" fn create_request_queue(
         context as u64,
     );
     let Some(queue) = answer(created) else { return 0 };
+    if is_for_datagrams(socket) {
+        state.rules.is_for_datagrams(queue);
+    }
     state.lines.insert(queue, Lines { socket, receive: VecDeque::new(), send: VecDeque::new() });
     queue
+}
+
+/// Whether a socket is one for datagrams.
+fn is_for_datagrams(socket: SOCKET) -> bool {
+    let (mut kind, mut bytes) = (0_i32, size_of::<i32>() as i32);
+    // SAFETY: the option writes one number, for which there is room.
+    let answer = unsafe { getsockopt(socket, SOL_SOCKET, SO_TYPE, (&raw mut kind).cast(), &raw mut bytes) };
+    answer == 0 && kind == SOCK_DGRAM
 }
 
 unsafe extern "system" fn resize_request_queue(queue: isize, receives: u32, sends: u32) -> i32 {
