@@ -26,6 +26,10 @@ use crate::engine::winsock;
 use crate::id::{Id, Table, UdpId};
 use crate::socket::Socket;
 
+#[cfg(test)]
+#[path = "datagram_tests.rs"]
+mod tests;
+
 /// Receives of one socket that are under way at most. With many sockets there are fewer, so that together they hold half of
 /// the slots.
 const RECEIVES_MAX: u32 = 4;
@@ -72,6 +76,7 @@ pub(super) struct Datagrams {
     ready_this_turn: usize,
     flush: Vec<UdpId>,
     stalled: Vec<UdpId>,
+    stall_end: Option<Instant>,
 }
 
 impl Datagrams {
@@ -86,6 +91,7 @@ impl Datagrams {
             ready_this_turn: 0,
             flush: Vec::new(),
             stalled: Vec::new(),
+            stall_end: None,
         }
     }
 
@@ -115,7 +121,33 @@ impl Datagrams {
 
     /// When those are tried again on which no receive could be started.
     pub(super) fn stall_end(&self) -> Option<Instant> {
-        (!self.stalled.is_empty()).then(|| Instant::now() + STALL)
+        self.stall_end
+    }
+
+    /// Leaves a socket alone for a while: its receives fail, and would do so again at once.
+    #[cold]
+    fn stall(&mut self, id: UdpId) {
+        if let Some(outlet) = self.open(id)
+            && !std::mem::replace(&mut outlet.stalled, true)
+        {
+            self.stalled.push(id);
+            self.stall_end.get_or_insert_with(|| Instant::now() + STALL);
+        }
+    }
+
+    /// The sockets that are to be tried again now.
+    fn end_stall(&mut self) -> Vec<UdpId> {
+        if self.stall_end.is_none_or(|end| end > Instant::now()) {
+            return Vec::new();
+        }
+        self.stall_end = None;
+        let ids = std::mem::take(&mut self.stalled);
+        for id in &ids {
+            if let Some(outlet) = self.open(*id) {
+                outlet.stalled = false;
+            }
+        }
+        ids
     }
 
     pub(super) fn begin_turn(&mut self) {
@@ -306,12 +338,9 @@ impl IocpEngine {
 
     /// Before the engine sleeps: has the last one wait again, tries again what did not work, and sends what waits.
     pub(super) fn serve_datagrams(&mut self) {
-        for id in self.udp.current.take().into_iter().chain(std::mem::take(&mut self.udp.stalled)) {
-            if let Some(outlet) = self.udp.open(id) {
-                outlet.stalled = false;
-                self.post_receives(id);
-                self.udp.enqueue_news(id);
-            }
+        for id in self.udp.current.take().into_iter().chain(self.udp.end_stall()) {
+            self.post_receives(id);
+            self.udp.enqueue_news(id);
         }
         let mut flush = std::mem::take(&mut self.udp.flush);
         for id in flush.drain(..) {
@@ -417,11 +446,10 @@ impl IocpEngine {
                     }
                     outlet.mail.note_failure(None, error, stats);
                     failures += 1;
-                    if !calls::is_about_another(error) || failures >= RETRIES_MAX {
-                        outlet.stalled = true;
-                        udp.stalled.push(id);
-                    }
                     udp.keep(record);
+                    if !calls::is_about_another(error) || failures >= RETRIES_MAX {
+                        udp.stall(id);
+                    }
                 }
             }
         }
@@ -438,7 +466,7 @@ impl IocpEngine {
             _ => None,
         };
         let closing = outlet.closing;
-        let mut counted = 0;
+        let (mut counted, mut stalls) = (0, false);
         if let (Load::Datagram(landing), Some(pool)) = (&mut record.load, &udp.pool) {
             match failure {
                 _ if closing => landing.buf = None,
@@ -450,11 +478,15 @@ impl IocpEngine {
                     outlet.retrieve(landing);
                     if !winsock::is_cancelled(error) {
                         outlet.mail.note_failure(None, error, stats);
+                        stalls = !calls::is_about_another(error);
                     }
                 }
             }
         }
         udp.keep(record);
+        if stalls {
+            udp.stall(id);
+        }
         if closing {
             self.wind_down_outlet(id);
             return None;
@@ -497,98 +529,3 @@ impl IocpEngine {
 
 /// Whose a record is that nobody uses.
 const NOBODY: Id = Id { slot: 0, generation: 0 };
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::buffer::PoolConfig;
-    use crate::engine::contract::{Engine, EngineConfig};
-    use crate::socket::UdpOptions;
-
-    fn engine(skip: bool) -> IocpEngine {
-        let mut config = EngineConfig::default();
-        config.features.skip_on_success = skip;
-        IocpEngine::open(&config, Pool::new(PoolConfig::default())).unwrap()
-    }
-
-    fn bind(engine: &mut IocpEngine) -> (UdpId, SocketAddr) {
-        let any = SocketAddr::from(([127, 0, 0, 1], 0));
-        let socket = Socket::bind_udp(any, &UdpOptions::default(), None).unwrap();
-        let address = socket.local_addr().unwrap().as_socket().unwrap();
-        let id = engine.bind_udp(socket).unwrap();
-        engine.receive_datagrams(id, Want::On);
-        (id, address)
-    }
-
-    /// Events until `done`, or for `time`.
-    fn events(engine: &mut IocpEngine, time: Duration, mut done: impl FnMut(&Event) -> bool) -> Vec<Event> {
-        let (end, mut events) = (Instant::now() + time, Vec::new());
-        let mut over = false;
-        while !over && Instant::now() < end {
-            engine.wait(Some(end)).unwrap();
-            while let Some(event) = engine.next() {
-                over |= done(&event);
-                events.push(event);
-            }
-        }
-        events
-    }
-
-    /// A full system is nothing that can be brought about here: so the way that is taken then is called by itself.
-    #[test]
-    fn what_found_no_room_is_sent_before_the_others() {
-        for skip in [true, false] {
-            let mut engine = engine(skip);
-            let (near, _) = bind(&mut engine);
-            let (far, to) = bind(&mut engine);
-            for number in 0..4_u8 {
-                assert!(matches!(engine.send_to(near, to, vec![number].into()), SendTo::Taken));
-            }
-            let IocpEngine { udp, port, stats, .. } = &mut engine;
-            let outlet = udp.outlets.get_mut(near).unwrap();
-            let (address, data) = outlet.mail.take().unwrap();
-            outlet.send_later(near, address, data, port, stats);
-            assert_eq!(outlet.sending, !skip, "without a packet it is over at once");
-            let mut received = Vec::new();
-            events(&mut engine, Duration::from_secs(10), |event| {
-                if let Event::Datagram { udp, buf, .. } = event {
-                    assert_eq!(*udp, far);
-                    received.extend_from_slice(buf);
-                }
-                received.len() == 4
-            });
-            assert_eq!(received, [0, 1, 2, 3]);
-            assert_eq!((engine.stats().datagrams_sent, engine.stats().datagrams_failed), (4, 0));
-            engine.close_udp(near);
-            let closed = |event: &Event| matches!(event, Event::UdpClosed { unsent: 0, .. });
-            assert!(events(&mut engine, Duration::from_secs(10), closed).iter().any(closed));
-        }
-    }
-
-    /// A socket on which no receive can be started is tried again, without spinning, and closes as any other.
-    #[test]
-    fn receives_that_cannot_start_are_tried_again() {
-        let mut engine = engine(true);
-        let (id, _) = bind(&mut engine);
-        engine.receive_datagrams(id, Want::Paused);
-        let wrong = winsock::stream_socket(socket2::Domain::IPV4, false).unwrap();
-        engine.port.attach(&wrong).unwrap();
-        let IocpEngine { udp, .. } = &mut engine;
-        let outlet = udp.outlets.get_mut(id).unwrap();
-        let right = outlet.socket.replace(wrong).unwrap();
-        winsock::cancel(&right);
-        outlet.cancelled = false;
-        events(&mut engine, Duration::from_millis(20), |_| false);
-        engine.receive_datagrams(id, Want::On);
-        let before = engine.stats();
-        let failures = events(&mut engine, Duration::from_millis(200), |_| false);
-        let after = engine.stats();
-        assert!(failures.iter().all(|event| matches!(event, Event::DatagramFailed { to: None, .. })), "{failures:?}");
-        let tries = after.receives - before.receives;
-        assert!((2..40).contains(&tries), "{tries} tries");
-        assert_eq!(after.datagrams_failed, failures.len() as u64);
-        engine.close_udp(id);
-        let closed = |event: &Event| matches!(event, Event::UdpClosed { .. });
-        assert!(events(&mut engine, Duration::from_secs(10), closed).iter().any(closed));
-    }
-}
