@@ -12,6 +12,7 @@ mod calls;
 mod churn;
 mod closing;
 mod data;
+mod datagram_port;
 mod datagrams;
 mod fast_open;
 mod files;
