@@ -83,10 +83,11 @@ $engine = "target\release\ringport.exe"
 $built = Invoke-Step "build" "cargo build --release -p ringport-cli"
 [void](Invoke-Step "test" "cargo test --workspace --no-fail-fast")
 
-# The suite above runs rio over functions that stand in for the system's and are strict about their rules; this runs it
-# over the system's own.
+# The suites above run rio over functions that stand in for the system's and are strict about their rules; these run it
+# over the system's own. What is run of the program is always on the system's own.
 $env:RINGPORT_REAL_RIO = "1"
 [void](Invoke-Step "real-rio" "cargo test -p ringport-engine --test conformance --no-fail-fast -- rio")
+[void](Invoke-Step "real-rio-sessions" "cargo test -p ringport --test sessions --no-fail-fast -- rio")
 $env:RINGPORT_CHURN = "$Churn"
 [void](Invoke-Step "churn" "cargo test -p ringport-engine --test conformance --no-fail-fast -- one_after_another --nocapture")
 Remove-Item Env:RINGPORT_REAL_RIO
@@ -119,6 +120,7 @@ Add-Block "Engines" (Read-Log "engines")
 $summary = '^test result:|^failures:|FAILED|^skipped:|^    [a-z_:]+$'
 Add-Block "Tests" (Read-Log "test" | Select-String -Pattern $summary)
 Add-Block "Tests of rio on the system's own Registered I/O" (Read-Log "real-rio" | Select-String -Pattern $summary)
+Add-Block "Tests of sessions on the same" (Read-Log "real-rio-sessions" | Select-String -Pattern $summary)
 Add-Block "Connections one after another" (Read-Log "churn" | Select-String -Pattern 'connections:', $summary)
 foreach ($cell in $cells) {
     Add-Block "Benchmark: $($cell[1])" (Read-Log $cell[0])

@@ -1,11 +1,14 @@
 #!/usr/bin/env python3
 """Linux programs against servers under Wine, and programs under Wine against servers on Linux.
 
-    scripts/wine.sh python3 scripts/wine/across.py --verbose
+    scripts/wine.sh python3 scripts/wine/across.py --verbose Across
+    scripts/wine.sh python3 scripts/wine/across.py --verbose Shipped
 
-Wine's sockets are the system's, so that both sides share the loopback. Both programs must have been built:
+Wine's sockets are the system's, so that both sides share the loopback. Both programs must have been built, that for Windows
+with the functions that stand in for Registered I/O, and for the second line without them, as it is given away:
 
     cargo build -p ringport-cli
+    cargo build -p ringport-cli --target x86_64-pc-windows-gnu --features rio-standin
     cargo build -p ringport-cli --target x86_64-pc-windows-gnu
 
 Every reply is compared by the benchmark and here, and a part of them by the load generator of ../shared/lab (skipped where
@@ -56,6 +59,7 @@ class Server:
             self.kill()
             raise AssertionError(f"it does not listen: {line!r} {self.log}")
         self.address = line.split()[2]
+        self.engine = line.split()[3].removeprefix("engine=")
 
     def read_log(self):
         self.log = self.process.stderr.read()
@@ -113,6 +117,9 @@ class Across(unittest.TestCase):
         result = json.loads(output.stdout)["results"][0]
         self.assertEqual(result["messages"], 3000, result)
         self.assertEqual({name: count for name, count in result["errors"].items() if count}, {}, result)
+
+    def test_rio_takes_part(self):
+        self.assertIn("rio", engines(tuple(WINE)), "the program was built without its stand-in")
 
     def test_a_socket_of_python(self):
         data = pattern(1 << 20)
@@ -180,6 +187,34 @@ class Across(unittest.TestCase):
         report = json.loads(output.stdout)
         self.assertGreater(report["msgs_s"], 0, report)
         self.assertGreater(report["checked_recvs"], 0, report)
+
+
+class Shipped(unittest.TestCase):
+    """Wine has no Registered I/O, and nothing in the program pretends otherwise."""
+
+    def test_it_says_what_is_missing_and_why(self):
+        output = subprocess.run([*WINE, "engines", "--json"], capture_output=True, timeout=SECONDS, check=True)
+        rows = {row["name"]: row for row in json.loads(output.stdout)}
+        self.assertFalse(rows["rio"]["available"], rows["rio"])
+        self.assertIn("no Registered I/O", rows["rio"]["detail"])
+        self.assertEqual([name for name, row in rows.items() if row["auto"]], ["iocp"])
+
+    def test_rio_is_a_clear_error(self):
+        command = [*WINE, "serve", "echo", "--listen", "127.0.0.1:0", "--engine", "rio"]
+        output = subprocess.run(command, capture_output=True, timeout=SECONDS, check=False, text=True)
+        self.assertEqual((output.returncode, output.stdout), (1, ""), output.stderr)
+        lines = output.stderr.splitlines()
+        self.assertEqual(len(lines), 1, output.stderr)
+        self.assertRegex(lines[0], "^ringport: engine rio is not available: .*no Registered I/O.*--engine iocp")
+
+    def test_auto_takes_iocp(self):
+        with serving(WINE, "--listen", "127.0.0.1:0") as server:
+            self.assertEqual(server.engine, "iocp")
+            with server.connect() as stream:
+                stream.sendall(b"served")
+                self.assertEqual(stream.recv(6, socket.MSG_WAITALL), b"served")
+            code, log = server.stop()
+            self.assertEqual(code, 0, log)
 
 
 def loadgen():

@@ -31,6 +31,9 @@ impl<E: Display> From<E> for Failure {
 }
 
 fn main() -> ExitCode {
+    // For tests alone, see Cargo.toml.
+    #[cfg(feature = "rio-standin")]
+    rio_standin::install();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return usage(&error),

@@ -159,6 +159,8 @@ impl Socket {
         if options.reuse_port {
             // Not SO_REUSEADDR: for datagrams it lets a second socket take the address over, see socket(7).
             platform::share_datagram_address(&socket)?;
+        } else {
+            platform::keep_datagram_address(&socket)?;
         }
         if address.is_ipv6() {
             socket.set_only_v6(true)?;

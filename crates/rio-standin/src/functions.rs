@@ -6,11 +6,13 @@ use std::io::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
+use ringport_engine::engine::rio::{Provider, use_provider};
 use windows_sys::Win32::Foundation::HANDLE;
 use windows_sys::Win32::Networking::WinSock::{
-    RIO_BUF, RIO_EVENT_COMPLETION, RIO_EXTENSION_FUNCTION_TABLE, RIO_NOTIFICATION_COMPLETION, RIORESULT, SOCKET,
-    WSASetLastError,
+    RIO_BUF, RIO_EVENT_COMPLETION, RIO_EXTENSION_FUNCTION_TABLE, RIO_NOTIFICATION_COMPLETION, RIORESULT, SO_TYPE,
+    SOCK_DGRAM, SOCKET, SOL_SOCKET, WSASetLastError, getsockopt,
 };
+use windows_sys::Win32::System::IO::CancelIoEx;
 use windows_sys::Win32::System::Threading::{CreateEventW, GetCurrentProcess, ResetEvent, TerminateProcess};
 
 use crate::BREACH;
@@ -173,6 +175,16 @@ pub fn functions() -> RIO_EXTENSION_FUNCTION_TABLE {
     }
 }
 
+/// See [`crate::install`].
+pub(crate) fn install() {
+    if std::env::var_os("RINGPORT_REAL_RIO").is_some() {
+        return;
+    }
+    // SAFETY: the functions do what the documentation says, over overlapped sockets, and touch only memory of slices that
+    // the rules found inside a registered buffer.
+    unsafe { use_provider(Provider { table: functions(), created, closing }) };
+}
+
 /// To be told of each socket that is created with `WSA_FLAG_REGISTERED_IO`: Wine keeps no note of that.
 pub fn created(socket: usize) {
     lock(&standin().state).sockets.insert(socket);
@@ -182,6 +194,10 @@ pub fn created(socket: usize) {
 pub fn closing(socket: usize) {
     let mut state = lock(&standin().state);
     state.sockets.remove(&socket);
+    // Closing ends what is with Winsock, too. Wine 8 keeps a socket with a send under way alive until its peer has read
+    // everything, so that an abortive close resets nobody.
+    // SAFETY: the socket is open. No memory is passed.
+    unsafe { CancelIoEx(socket as HANDLE, std::ptr::null()) };
     let Some(queue) = state.rules.sockets().find(|(_, of)| *of == socket).map(|(queue, _)| queue) else { return };
     let mut ended = state.rules.socket_closed(queue);
     if let Some(mut lines) = state.lines.remove(&queue) {
@@ -366,8 +382,19 @@ unsafe extern "system" fn create_request_queue(
         context as u64,
     );
     let Some(queue) = answer(created) else { return 0 };
+    if is_for_datagrams(socket) {
+        state.rules.is_for_datagrams(queue);
+    }
     state.lines.insert(queue, Lines { socket, receive: VecDeque::new(), send: VecDeque::new() });
     queue
+}
+
+/// Whether a socket is one for datagrams.
+fn is_for_datagrams(socket: SOCKET) -> bool {
+    let (mut kind, mut bytes) = (0_i32, size_of::<i32>() as i32);
+    // SAFETY: the option writes one number, for which there is room.
+    let answer = unsafe { getsockopt(socket, SOL_SOCKET, SO_TYPE, (&raw mut kind).cast(), &raw mut bytes) };
+    answer == 0 && kind == SOCK_DGRAM
 }
 
 unsafe extern "system" fn resize_request_queue(queue: isize, receives: u32, sends: u32) -> i32 {

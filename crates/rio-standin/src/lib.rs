@@ -7,10 +7,12 @@
 //! - [`rules`] is a model in memory without any system call. It runs everywhere, also under Miri and in property tests.
 //! - `functions` are the thirteen functions of the extension table over overlapped sockets. Every call passes through the
 //!   rules first.
+//! - [`install`] has every rio engine of the process work over these functions.
 //!
 //! The rules are those of the pages on Registered I/O at
 //! <https://learn.microsoft.com/windows/win32/api/mswsock/ns-mswsock-rio_extension_function_table> and the pages of the
-//! functions that it lists. This crate is a development dependency and never part of a program that is shipped.
+//! functions that it lists. This crate is a development dependency, or stands behind a feature for tests, and is
+//! never part of a program that is shipped.
 
 #[cfg(windows)]
 mod functions;
@@ -20,6 +22,14 @@ mod sockets;
 
 #[cfg(windows)]
 pub use functions::{Calls, calls, closing, created, functions};
+
+/// Has every rio engine that this process opens from now on work over the stand-in. With `RINGPORT_REAL_RIO` in the
+/// environment it does nothing, so that the same tests run over the system's own functions. Where there is no Windows there
+/// is no such engine, and nothing to do.
+pub fn install() {
+    #[cfg(windows)]
+    functions::install();
+}
 
 /// How the message of a broken rule begins.
 pub const BREACH: &str = "Registered I/O, broken rule";

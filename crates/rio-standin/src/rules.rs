@@ -13,6 +13,8 @@ pub const DEFER: u32 = 2;
 pub const WAITALL: u32 = 4;
 /// `RIO_MSG_COMMIT_ONLY`: not a request, but the start of those deferred.
 pub const COMMIT_ONLY: u32 = 8;
+/// Bytes of a `SOCKADDR_INET`.
+pub const ADDRESS_BYTES: u32 = 28;
 /// `RIO_MAX_CQ_SIZE`.
 pub const COMPLETIONS_MAX: u32 = 0x0800_0000;
 
@@ -87,8 +89,8 @@ pub struct Post<'a> {
 pub struct Started {
     /// Its number.
     pub request: u64,
-    /// Its data.
-    pub data: Slice,
+    /// Its data; `None` for a datagram without any.
+    pub data: Option<Slice>,
     /// Its remote address, if it is extended.
     pub address: Option<Slice>,
     /// Whether it completes only when the buffer is full.
@@ -154,6 +156,8 @@ struct RequestQueue {
     context: u64,
     receive: Side,
     send: Side,
+    /// The socket is one for datagrams.
+    datagrams: bool,
     closed: bool,
 }
 
@@ -170,7 +174,7 @@ impl RequestQueue {
 struct Request {
     queue: isize,
     direction: Direction,
-    data: Slice,
+    data: Option<Slice>,
     addresses: Vec<Slice>,
     flags: u32,
     context: u64,
@@ -343,10 +347,18 @@ impl Rules {
         let side = |depth, completions| Side { depth, completions, used: 0, deferred: Vec::new() };
         let (receive, send) = (side(receives, receive_completions), side(sends, send_completions));
         let handle = self.handle();
-        self.request_queues.insert(handle, RequestQueue { socket, context, receive, send, closed: false });
+        let queue = RequestQueue { socket, context, receive, send, datagrams: false, closed: false };
+        self.request_queues.insert(handle, queue);
         self.charge(receive_completions, i64::from(receives));
         self.charge(send_completions, i64::from(sends));
         Ok(handle)
+    }
+
+    /// Says that the socket of a new request queue is a bound one for datagrams, so that other rules hold for its requests.
+    pub fn is_for_datagrams(&mut self, queue: isize) {
+        if let Some(queue) = self.request_queues.get_mut(&queue) {
+            queue.datagrams = true;
+        }
     }
 
     /// Whether the completion queues have room for so many more requests each.
@@ -417,21 +429,24 @@ impl Rules {
         if post.flags & !known != 0 {
             return breach(format!("flags {:#x} do not exist for this request", post.flags));
         }
-        let (Some(data), 1) = (post.data, post.count) else {
+        let owner = self.open_queue(queue, "used")?;
+        if owner.datagrams {
+            check_datagram(direction, post)?;
+        } else if post.data.is_none() || post.count != 1 {
             return breach(format!("a request has {} data buffers and not exactly 1", post.count));
-        };
-        let side = self.open_queue(queue, "used")?.side(direction);
+        }
+        let side = owner.side(direction);
         if side.used >= side.depth {
             return breach(format!("a request queue of {} requests of this kind overflows", side.depth));
         }
-        for slice in post.addresses.iter().chain([&data]) {
+        for slice in post.addresses.iter().chain(&post.data) {
             self.check_slice(*slice)?;
             self.slices.insert(slice.key(), *slice);
         }
         self.last_request += 1;
         let number = self.last_request;
         let addresses = post.addresses.to_vec();
-        let Post { flags, context, .. } = post;
+        let Post { data, flags, context, .. } = post;
         let request = Request { queue, direction, data, addresses, flags, context, completed: false };
         self.requests.insert(number, request);
         let side = self.open_queue(queue, "used")?.side(direction);
@@ -569,7 +584,7 @@ impl Rules {
     /// Gives back what a request used.
     fn release(&mut self, queue: isize, request: u64) {
         let Some(request) = self.requests.remove(&request) else { return };
-        for slice in request.addresses.iter().chain([&request.data]) {
+        for slice in request.addresses.iter().chain(&request.data) {
             self.slices.remove(&slice.key());
         }
         if let Some(owner) = self.request_queues.get_mut(&queue) {
@@ -590,4 +605,21 @@ impl Rules {
             }
         }
     }
+}
+
+/// What holds for the requests of a socket for datagrams alone.
+fn check_datagram(direction: Direction, post: Post<'_>) -> Answer<()> {
+    if post.data.is_some() != (post.count == 1) || post.count > 1 {
+        return breach(format!("a datagram has {} data buffers, which are not those that are passed", post.count));
+    }
+    if post.flags & WAITALL != 0 {
+        return breach("a datagram cannot be waited for until its buffer is full");
+    }
+    if direction == Direction::Send && post.addresses.is_empty() {
+        return breach("a datagram is sent to nobody on a socket that is not connected");
+    }
+    if let Some(address) = post.addresses.iter().find(|address| address.length < ADDRESS_BYTES) {
+        return breach(format!("an address has {} bytes and not those of a SOCKADDR_INET", address.length));
+    }
+    Ok(())
 }

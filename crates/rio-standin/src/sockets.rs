@@ -161,7 +161,10 @@ impl State {
         let socket = lines.socket;
         let Some(&started) = lines.line(direction).front() else { return };
         let address = started.address.map_or(std::ptr::null_mut(), |slice| self.memory(slice));
-        let buffer = WSABUF { len: started.data.length, buf: self.memory(started.data) };
+        let buffer = match started.data {
+            Some(data) => WSABUF { len: data.length, buf: self.memory(data) },
+            None => WSABUF { len: 0, buf: std::ptr::null_mut() },
+        };
         let operation = Operation {
             // SAFETY: an all-zero OVERLAPPED is what an operation begins with.
             overlapped: unsafe { std::mem::zeroed() },

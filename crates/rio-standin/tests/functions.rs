@@ -15,7 +15,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use windows_sys::Win32::Foundation::{HANDLE, INVALID_HANDLE_VALUE, WAIT_OBJECT_0, WAIT_TIMEOUT};
 use windows_sys::Win32::Networking::WinSock::{
     RIO_BUF, RIO_EVENT_COMPLETION, RIO_EXTENSION_FUNCTION_TABLE, RIO_IOCP_COMPLETION, RIO_NOTIFICATION_COMPLETION,
-    RIORESULT, WSAEALREADY, WSAGetLastError,
+    RIORESULT, WSAEALREADY, WSAEMSGSIZE, WSAGetLastError,
 };
 use windows_sys::Win32::System::IO::{CreateIoCompletionPort, GetQueuedCompletionStatus, OVERLAPPED};
 use windows_sys::Win32::System::Threading::{CreateEventW, WaitForSingleObject};
@@ -302,7 +302,7 @@ fn datagrams_have_addresses() {
     assert_eq!((stage.results(1)[0].BytesTransferred, stage.read(0, 10)), (10, b"a datagram".to_vec()));
     // The answer goes to the address that came.
     stage.write(200, b"an answer");
-    let (data, to) = (stage.slice(200, 9), stage.slice(100, 16));
+    let (data, to) = (stage.slice(200, 9), stage.slice(100, 28));
     // SAFETY: the slices lie in leaked memory.
     let posted = unsafe {
         let none = ptr::null();
@@ -313,6 +313,30 @@ fn datagrams_have_addresses() {
     peer.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
     assert_eq!(peer.recv(&mut answer).unwrap(), 9);
     assert_eq!(&answer[..9], b"an answer");
+    assert_eq!((stage.results(1)[0].Status, stage.dequeue().len()), (0, 0));
+
+    // One without data has no buffer either.
+    // SAFETY: the slices lie in leaked memory.
+    let posted = unsafe {
+        let none = ptr::null();
+        stage.table.RIOSendEx.unwrap()(stage.queue, none, 0, none, &to, none, none, 0, context(3))
+    };
+    assert_ne!(posted, 0);
+    assert_eq!(peer.recv(&mut answer).unwrap(), 0);
+    let result = stage.results(1)[0];
+    assert_eq!((result.Status, result.BytesTransferred, result.RequestContext), (0, 0, 3));
+
+    // What does not fit is cut, and the status says so.
+    let data = stage.slice(0, 4);
+    // SAFETY: the slices lie in leaked memory.
+    let posted = unsafe {
+        let none = ptr::null();
+        stage.table.RIOReceiveEx.unwrap()(stage.queue, &data, 1, none, &from, none, none, 0, context(4))
+    };
+    assert_ne!(posted, 0);
+    peer.send_to(b"too long", address.as_socket().unwrap()).unwrap();
+    assert_eq!(stage.results(1)[0].Status, WSAEMSGSIZE);
+    assert_eq!(stage.read(0, 4), b"too ");
 }
 
 #[test]

@@ -208,6 +208,33 @@ fn a_closed_completion_queue_drops_what_comes_later() {
 }
 
 #[test]
+fn datagrams_have_rules_of_their_own() {
+    let mut stage = Stage::new();
+    let Stage { rules, completions, .. } = &mut stage;
+    rules.resize_completion_queue(*completions, 20).unwrap();
+    let queue = rules.create_request_queue(8, true, 4, 4, (1, 1), *completions, *completions, 0).unwrap();
+    rules.is_for_datagrams(queue);
+    let slice = |offset, length| Slice { buffer: stage.buffer, offset, length };
+    let (data, address, short) = (Some(slice(0, 10)), [slice(20, 28)], [slice(20, 16)]);
+    let whole = Post { data, count: 1, addresses: &address, ..Post::default() };
+    let mut post = |direction, post| stage.rules.post(queue, direction, post);
+    breaks(post(Direction::Send, Post { count: 0, ..whole }), "data buffers");
+    breaks(post(Direction::Send, Post { count: 2, ..whole }), "data buffers");
+    breaks(post(Direction::Receive, Post { data: None, ..whole }), "data buffers");
+    breaks(post(Direction::Receive, Post { flags: WAITALL, ..whole }), "buffer is full");
+    breaks(post(Direction::Send, Post { addresses: &[], ..whole }), "to nobody");
+    breaks(post(Direction::Receive, Post { addresses: &short, ..whole }), "SOCKADDR_INET");
+    let empty = Post { data: None, count: 0, ..whole };
+    let started = post(Direction::Send, empty).unwrap()[0];
+    assert_eq!((started.data, started.address), (None, Some(address[0])));
+    breaks(post(Direction::Receive, whole), "overlap");
+    stage.rules.complete(started.request, 0, 0).unwrap();
+    stage.rules.dequeue(stage.completions, 1).unwrap();
+    assert_eq!(stage.rules.post(queue, Direction::Receive, whole).unwrap()[0].data, data);
+    breaks(stage.post(Direction::Send, 90, 0, 0), "inside its buffer");
+}
+
+#[test]
 fn a_buffer_in_use_stays_registered() {
     let mut stage = Stage::new();
     let request = stage.send(0, 1, 0).unwrap()[0];

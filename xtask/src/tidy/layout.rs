@@ -10,6 +10,9 @@ const FLOORS: [(&str, &[&str]); 3] =
 
 /// Crates for tests alone: every floor may have them as development dependencies, and nobody otherwise.
 const TEST_CRATES: [&str; 1] = ["rio-standin"];
+/// The exception: tests start this program, so that what stands in for the system has to be in it. It is an optional
+/// dependency of a program that has no default features.
+const PROGRAM: &str = "ringport-cli";
 
 const ENGINES: &str = "crates/ringport-engine/src/engine/";
 /// The engines of this version.
@@ -29,7 +32,9 @@ pub(super) fn floors_see_only_lower_floors(repository: &Repository) -> Vec<Findi
         let floor = FLOORS.iter().find(|(floor, _)| name == Some(floor));
         for (line, table, dependency) in dependencies(&file.text) {
             if TEST_CRATES.contains(&dependency) {
-                if !table.contains("dev-dependencies") {
+                let asked_for = is_optional(&file.text, line) && !has_default_features(&file.text);
+                let allowed = table.contains("dev-dependencies") || name == Some(PROGRAM) && asked_for;
+                if !allowed {
                     let message = format!("`{dependency}` is for tests: it may only be a development dependency");
                     findings.push(Finding::new(path, line, message));
                 }
@@ -68,6 +73,16 @@ fn package_name(manifest: &str) -> Option<&str> {
         Some(value.trim().trim_matches('"'))
     });
     names.into_iter().next()
+}
+
+/// Whether the dependency that stands alone in this line has to be asked for.
+fn is_optional(manifest: &str, line: usize) -> bool {
+    entries(manifest).any(|(number, _, entry)| number == line && entry.contains("optional = true"))
+}
+
+/// Whether a manifest asks for anything by default.
+fn has_default_features(manifest: &str) -> bool {
+    entries(manifest).any(|(_, table, line)| table == "features" && line.starts_with("default"))
 }
 
 /// Everything that a manifest depends on, for building, testing or using it, on any platform: line, table, and real name.

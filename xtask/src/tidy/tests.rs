@@ -140,6 +140,17 @@ fn a_crate_for_tests_in_a_program() {
     accepted("crates/ringport-engine/Cargo.toml", &text("ringport-engine", "dev-dependencies"));
     let own = "[package]\nname = \"ringport-engine\"\n[dev-dependencies.rio-standin]\npath = \"x\"\n";
     accepted("crates/ringport-engine/Cargo.toml", own);
+    let feature = |features: &str| {
+        let dependency = "rio-standin = { workspace = true, optional = true }";
+        format!("[package]\nname = \"ringport-cli\"\n[dependencies]\n{dependency}\n[features]\n{features}\n")
+    };
+    let program = "crates/ringport-cli/Cargo.toml";
+    accepted(program, &feature("rio-standin = [\"dep:rio-standin\"]"));
+    accepted(program, &feature("tests = [\"rio-standin\"]"));
+    refused(program, &feature("default = [\"rio-standin\"]"), 4, message);
+    refused(program, &text("ringport-cli", "dependencies"), 4, message);
+    let elsewhere = feature("").replace("ringport-cli", "ringport");
+    refused("crates/ringport/Cargo.toml", &elsewhere, 4, message);
     accepted("crates/rio-standin/src/lib.rs", "#[cfg(windows)]\nunsafe fn f() {}\n");
 }
 

@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::program::{Server, both_apis, check_echo, engines, pattern};
-use crate::system::raise_descriptors;
+use crate::system::{REQUESTS, raise_descriptors};
 
 both_apis! {
     a_thousand_connections_lose_nothing,
@@ -78,6 +78,56 @@ fn unread_input_does_not_destroy_what_was_echoed() {
         assert!(back.len() > 200_000, "{engine}: {} bytes", back.len());
         assert_eq!(back.len() + 2, sent, "{engine}: all that the kernel took arrived");
     }
+}
+
+/// Whatever asks the server to end, it has the time to drain that there is.
+#[test]
+fn every_request_to_end_is_a_drain() {
+    const BYTES: usize = 200_000;
+    // Longer than the system lets live what it ends at once.
+    const HELD: Duration = Duration::from_secs(1);
+    for engine in engines() {
+        let drain = |way: &str| {
+            let mut server = Server::start(&["echo", "--engine", engine, "--drain", "60s"]);
+            let mut stream = server.connect();
+            check_echo(&mut stream, b"up");
+            let data = pattern(BYTES);
+            stream.write_all(&data).expect("it takes data");
+            server.program.request(way);
+            let mut back = Vec::new();
+            stream.read_to_end(&mut back).expect("an end in order");
+            assert!(back == data, "{engine}, {way}: {} bytes", back.len());
+            thread::sleep(HELD);
+            drop(stream);
+            assert_eq!(server.program.exit_code(), 0, "{engine}, {way}: {}", server.program.errors());
+            assert!(server.program.errors().contains("draining"), "{engine}, {way}: {}", server.program.errors());
+        };
+        thread::scope(|scope| {
+            for (way, _) in REQUESTS {
+                scope.spawn(move || drain(way));
+            }
+        });
+    }
+}
+
+/// When the system is about to end the server, it drains no longer than that.
+#[test]
+fn a_drain_ends_before_the_system_ends_the_program() {
+    let engine = &engines()[0];
+    let end = |way: &str| {
+        let mut server = Server::start(&["echo", "--engine", engine, "--drain", "60s"]);
+        let mut stream = server.connect();
+        check_echo(&mut stream, b"up");
+        server.program.request(way);
+        // This peer never answers the FIN.
+        assert_eq!(stream.read(&mut [0; 16]).expect("the server closes its side"), 0, "{way}");
+        assert_eq!(server.program.exit_code(), 0, "{way}: {}", server.program.errors());
+    };
+    let last = REQUESTS.into_iter().filter(|(_, last)| *last);
+    if last.clone().next().is_none() {
+        println!("skipped: this system waits as long as the program likes");
+    }
+    thread::scope(|scope| last.for_each(|(way, _)| drop(scope.spawn(move || end(way)))));
 }
 
 fn a_second_signal_ends_at_once() {

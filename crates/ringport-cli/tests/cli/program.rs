@@ -90,6 +90,11 @@ impl Program {
         self.asked(system::terminate(self.id));
     }
 
+    /// Asks it to end in one of the ways that the system has.
+    pub(crate) fn request(&self, way: &str) {
+        self.asked(system::request(self.id, way));
+    }
+
     fn asked(&self, outcome: Result<(), String>) {
         outcome.unwrap_or_else(|error| panic!("the program has ended already: {error}: {}", self.errors()));
     }

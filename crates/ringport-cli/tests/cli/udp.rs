@@ -12,7 +12,7 @@ use crate::program::{LIMIT, Server, address_of, check_echo, connect, engines, ri
 
 /// The engines of this machine that have datagrams.
 fn datagram_engines() -> impl Iterator<Item = &'static String> {
-    let (without, with): (Vec<_>, Vec<_>) = engines().iter().partition(|name| ["iocp", "rio"].contains(&&***name));
+    let (without, with): (Vec<_>, Vec<_>) = engines().iter().partition(|name| *name == "rio");
     without.iter().for_each(|name| println!("skipped: {name} has no datagrams"));
     with.into_iter()
 }
@@ -114,6 +114,9 @@ fn lines_go_and_come_as_datagrams() {
 
 #[test]
 fn nobody_at_the_other_end() {
+    if engines().iter().any(|name| name == "iocp") {
+        return println!("skipped: the engines of Windows have no word of unreachable peers");
+    }
     let gone = socket().local_addr().expect("it is bound").to_string();
     let output = run_with_input(&["connect", "--udp", &gone], b"hello\n");
     let errors = String::from_utf8_lossy(&output.stderr);

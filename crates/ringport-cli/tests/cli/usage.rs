@@ -96,6 +96,19 @@ fn engines_lists_every_name_and_marks_one() {
     assert!(table.contains(&format!("{foreign:<10} unavailable  exists {home}")), "{table}");
 }
 
+/// What stands in for Registered I/O in tests is in no program that does not ask for it.
+#[test]
+fn the_stand_in_is_only_where_it_was_asked_for() {
+    let program = std::fs::read(env!("CARGO_BIN_EXE_ringport")).expect("it can be read");
+    let mark = rio_standin::BREACH.as_bytes();
+    let found = (0..program.len()).any(|at| program[at..].starts_with(mark));
+    let wanted = cfg!(windows) && cfg!(feature = "rio-standin");
+    assert_eq!(found, wanted);
+    if wanted && std::env::var_os("RINGPORT_REAL_RIO").is_none() {
+        assert_eq!(engines(), ["iocp", "rio"]);
+    }
+}
+
 /// An engine that this platform knows and this machine refuses (`rio` under Wine is one) says why, and what to do.
 #[test]
 fn a_refused_engine_says_why() {

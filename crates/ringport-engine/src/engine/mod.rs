@@ -26,6 +26,8 @@ mod datagram_calls;
 #[cfg(all(unix, not(target_os = "linux")))]
 #[path = "datagram_portable.rs"]
 mod datagram_calls;
+#[cfg(windows)]
+mod datagram_windows;
 #[cfg(unix)]
 mod direct;
 #[cfg(windows)]

@@ -308,6 +308,17 @@ pub(crate) fn share_datagram_address(_: &socket2::Socket) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
 }
 
+/// Keeps others from binding to the address of a datagram socket: nothing to do here.
+#[cfg(unix)]
+pub(crate) fn keep_datagram_address(_: &socket2::Socket) -> io::Result<()> {
+    Ok(())
+}
+/// On Windows another program could take the address over with `SO_REUSEADDR`.
+#[cfg(windows)]
+pub(crate) fn keep_datagram_address(socket: &socket2::Socket) -> io::Result<()> {
+    super::winsock::use_address_exclusively(socket)
+}
+
 /// This platform's engines in the order of preference, each probed.
 #[cfg(target_os = "linux")]
 pub(crate) fn candidates(config: &EngineConfig) -> Vec<Candidate> {

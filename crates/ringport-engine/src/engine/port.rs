@@ -22,6 +22,7 @@ use windows_sys::Win32::System::IO::{
 use windows_sys::Win32::System::Threading::INFINITE;
 
 use super::contract::Wake;
+use super::datagram_windows::{Landing, Parcel};
 use super::winsock::{self, AcceptBuffer, Started};
 use crate::buffer::SendQueue;
 use crate::id::Id;
@@ -57,6 +58,10 @@ pub(crate) enum Load {
     Accept(Box<(socket2::Socket, AcceptBuffer)>),
     /// A connect: where to.
     Connect(Box<socket2::SockAddr>),
+    /// The receive of a datagram: its memory.
+    Datagram(Box<Landing>),
+    /// A datagram that is being sent.
+    Parcel(Box<Parcel>),
 }
 
 impl Record {

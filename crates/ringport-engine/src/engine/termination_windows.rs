@@ -1,4 +1,4 @@
-//! Ctrl-C, Ctrl-Break, a console that is closed, and the end of the machine.
+//! Ctrl-C, Ctrl-Break, a console that is closed, and the end of a user's session or of the machine.
 
 use std::io;
 use std::sync::OnceLock;
@@ -6,8 +6,10 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use windows_sys::Win32::System::Console::{
-    CTRL_BREAK_EVENT, CTRL_C_EVENT, CTRL_CLOSE_EVENT, CTRL_SHUTDOWN_EVENT, SetConsoleCtrlHandler,
+    CTRL_BREAK_EVENT, CTRL_C_EVENT, CTRL_CLOSE_EVENT, CTRL_LOGOFF_EVENT, CTRL_SHUTDOWN_EVENT, SetConsoleCtrlHandler,
 };
+use windows_sys::Win32::System::RemoteDesktop::ProcessIdToSessionId;
+use windows_sys::Win32::System::Threading::GetCurrentProcessId;
 use windows_sys::core::BOOL;
 
 use super::contract::Waker;
@@ -21,9 +23,9 @@ static REQUESTS: AtomicU32 = AtomicU32::new(0);
 /// Milliseconds that the system gives, at most.
 static LIMIT: AtomicU64 = AtomicU64::new(u64::MAX);
 
-/// Rings `waker` when the process is asked to end: by Ctrl-C, Ctrl-Break, the end of its console or of the machine.
-/// [`asked_to_end`] tells whether it was. A second Ctrl-C or Ctrl-Break ends the process at once, with exit code 1. A
-/// logoff is none of these: only services hear of it, of any user's, and go on.
+/// Rings `waker` when the process is asked to end: by Ctrl-C, Ctrl-Break, the end of its console, of its user's session or
+/// of the machine. [`asked_to_end`] tells whether it was. A second Ctrl-C or Ctrl-Break ends the process at once, with exit
+/// code 1. Services hear of every user's logoff, and go on.
 ///
 /// # Errors
 ///
@@ -58,6 +60,8 @@ extern "system" fn asked(what: u32) -> BOOL {
     let last = match what {
         CTRL_C_EVENT | CTRL_BREAK_EVENT => false,
         CTRL_CLOSE_EVENT | CTRL_SHUTDOWN_EVENT => true,
+        CTRL_LOGOFF_EVENT if !is_among_services() => true,
+        // To a service the system's own handler does nothing then (Microsoft Learn, "HandlerRoutine callback function").
         _ => return 0,
     };
     if last {
@@ -77,4 +81,13 @@ extern "system" fn asked(what: u32) -> BOOL {
         }
     }
     1
+}
+
+/// Whether this process lives where services do: in session 0, which has had no users since Windows Vista (Microsoft Learn,
+/// "Service Changes for Windows Vista").
+fn is_among_services() -> bool {
+    let mut session = 0;
+    // SAFETY: one number is written.
+    let known = unsafe { ProcessIdToSessionId(GetCurrentProcessId(), &raw mut session) };
+    known != 0 && session == 0
 }

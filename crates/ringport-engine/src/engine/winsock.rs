@@ -303,7 +303,8 @@ pub(crate) fn is_cancelled(error: i32) -> bool {
     error == ERROR_OPERATION_ABORTED as i32
 }
 
-fn started(done: bool) -> Started {
+/// What the answer of a call that starts an operation means.
+pub(super) fn started(done: bool) -> Started {
     if done {
         return Started::Done;
     }
@@ -314,7 +315,7 @@ fn started(done: bool) -> Started {
 }
 
 /// The error of the call just made. A few operations answer with a number of the file system instead of Winsock's.
-fn last_error() -> i32 {
+pub(super) fn last_error() -> i32 {
     // SAFETY: the call has no argument.
     as_winsock_error(unsafe { WSAGetLastError() })
 }
@@ -332,7 +333,8 @@ pub(crate) fn as_winsock_error(error: i32) -> i32 {
     }
 }
 
-fn raw(socket: &socket2::Socket) -> SOCKET {
+/// The system's number of a socket.
+pub(super) fn raw(socket: &socket2::Socket) -> SOCKET {
     socket.as_raw_socket() as SOCKET
 }
 

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use ringport_engine::buffer::{Chunk, FileRange};
 use ringport_engine::{Engine, OptionName, SendTo, Socket, SocketOption, UdpOptions};
 
-use crate::datagrams::{Port, config, data_of, has_none, pair, sorted, until};
+use crate::datagram_port::{Port, config, data_of, pair, sorted, until};
+use crate::datagrams::has_none;
 use crate::subject::Setup;
 
 /// A range of a file and urgent data are nothing that a datagram can carry; those before and behind them arrive.

@@ -6,193 +6,14 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use ringport_engine::engine::contract::{DATAGRAMS_QUEUED_MAX, DROP_WAIT};
-use ringport_engine::engine::sim::{Faults, Network};
+use ringport_engine::engine::sim::Faults;
 use ringport_engine::{
-    Buf, Engine, EngineConfig, EngineKind, Event, ListenOptions, Pool, PoolConfig, SendTo, Socket, UdpId, UdpOptions,
-    Want,
+    Buf, Engine, EngineKind, Event, ListenOptions, Pool, PoolConfig, SendTo, Socket, UdpId, UdpOptions, Want,
 };
 
+use crate::datagram_port::{PATIENCE, Port, bind, config, data_of, pair, settle, sorted, until};
 use crate::subject::Setup;
 use crate::world::Dice;
-
-const PATIENCE: Duration = Duration::from_secs(10);
-
-/// One engine with one datagram socket, and what it saw.
-pub(crate) struct Port<E> {
-    pub(crate) engine: E,
-    pub(crate) udp: UdpId,
-    pub(crate) address: SocketAddr,
-    pub(crate) received: Vec<(SocketAddr, Vec<u8>, bool)>,
-    kept: Vec<Buf>,
-    keep: bool,
-    echo: bool,
-    /// Datagrams of an echo that the engine did not take yet.
-    outbox: Vec<(SocketAddr, Buf)>,
-    writable: usize,
-    pub(crate) failed: Vec<(Option<SocketAddr>, io::ErrorKind)>,
-    pub(crate) closed: Option<usize>,
-    events_max: usize,
-    sim: bool,
-}
-
-fn bind(address: &str, network: Option<&Network>) -> (Socket, SocketAddr) {
-    let mut options = UdpOptions::default();
-    options.receive_buffer = Some(1 << 20);
-    let address = address.parse().expect("an address");
-    let socket = Socket::bind_udp(address, &options, network).expect("a free port");
-    let address = socket.local_addr().expect("it is bound").as_socket().expect("an IP address");
-    (socket, address)
-}
-
-impl<E: Engine> Port<E> {
-    pub(crate) fn open(config: &EngineConfig) -> Self {
-        Self::open_at(config, "127.0.0.1:0")
-    }
-
-    fn open_at(config: &EngineConfig, address: &str) -> Self {
-        let mut engine = E::open(config, Pool::new(PoolConfig::default())).expect("the probe said that it opens");
-        let (socket, address) = bind(address, config.network.as_ref());
-        let udp = engine.bind_udp(socket).expect("the engine takes the socket");
-        engine.receive_datagrams(udp, Want::On);
-        Self {
-            engine,
-            udp,
-            address,
-            received: Vec::new(),
-            kept: Vec::new(),
-            keep: false,
-            echo: false,
-            outbox: Vec::new(),
-            writable: 0,
-            failed: Vec::new(),
-            closed: None,
-            events_max: 0,
-            sim: config.network.is_some(),
-        }
-    }
-
-    fn turn(&mut self, pause: Duration) -> bool {
-        let now = if self.sim { self.engine.now() } else { Instant::now() };
-        self.engine.wait(Some(now + pause)).expect("the engine goes on");
-        let mut events = 0;
-        while let Some(event) = self.engine.next() {
-            events += 1;
-            self.apply(event);
-        }
-        self.events_max = self.events_max.max(events);
-        for (to, buf) in std::mem::take(&mut self.outbox) {
-            self.reply(to, buf);
-        }
-        events > 0
-    }
-
-    fn apply(&mut self, event: Event) {
-        assert!(self.closed.is_none(), "{event:?} after UdpClosed");
-        match event {
-            Event::Datagram { udp, from, buf, truncated } => {
-                assert_eq!(udp, self.udp);
-                self.received.push((from, buf.to_vec(), truncated));
-                if self.echo {
-                    self.reply(from, buf);
-                } else if self.keep {
-                    self.kept.push(buf);
-                }
-            }
-            Event::DatagramsWritable { .. } => self.writable += 1,
-            Event::DatagramFailed { to, error, .. } => self.failed.push((to, error.kind())),
-            Event::UdpClosed { udp, unsent } => {
-                assert_eq!(udp, self.udp);
-                self.closed = Some(unsent);
-            }
-            Event::Woken => {}
-            other => panic!("{other:?}"),
-        }
-    }
-
-    fn reply(&mut self, to: SocketAddr, buf: Buf) {
-        match self.engine.send_to(self.udp, to, buf.into()) {
-            SendTo::Taken => {}
-            SendTo::Full(ringport_engine::buffer::Chunk::Buf(buf)) => self.outbox.push((to, buf)),
-            other => panic!("{other:?}"),
-        }
-    }
-
-    /// Sends, which is taken.
-    pub(crate) fn send(&mut self, to: SocketAddr, data: Vec<u8>) {
-        let outcome = self.engine.send_to(self.udp, to, data.into());
-        assert!(matches!(outcome, SendTo::Taken), "{outcome:?}");
-    }
-
-    pub(crate) fn close(mut self) {
-        self.kept.clear();
-        self.outbox.clear();
-        self.engine.close_udp(self.udp);
-        let start = Instant::now();
-        while self.closed.is_none() {
-            let was_closed = self.received.len();
-            self.turn(Duration::from_millis(1));
-            assert_eq!(self.received.len(), was_closed, "a datagram after close");
-            assert!(start.elapsed() < PATIENCE, "it never closes");
-        }
-    }
-}
-
-/// Goes on with all until `done`.
-pub(crate) fn until<E: Engine, const N: usize>(
-    ports: [&mut Port<E>; N],
-    what: &str,
-    mut done: impl FnMut(&mut [&mut Port<E>; N]) -> bool,
-) {
-    let (mut ports, start, mut still) = (ports, Instant::now(), 0_u32);
-    let mut first = 0;
-    while !done(&mut ports) {
-        let mut moved = false;
-        for port in &mut ports {
-            moved |= port.turn(Duration::ZERO);
-        }
-        still = if moved { 0 } else { still + 1 };
-        if still > 0 {
-            first = (first + 1) % N;
-            ports[first].turn(Duration::from_micros(300));
-        }
-        let over = if ports[0].sim { still > 5_000 } else { start.elapsed() > PATIENCE };
-        assert!(
-            !over,
-            "waited in vain until {what}: {:?}",
-            ports.map(|port| (port.received.len(), port.engine.stats()))
-        );
-    }
-}
-
-/// Lets everything that can happen happen.
-fn settle<E: Engine, const N: usize>(ports: [&mut Port<E>; N]) {
-    let (start, mut steps) = (Instant::now(), 0);
-    until(ports, "it settles", |ports| {
-        steps += 1;
-        if ports[0].sim { steps > 300 } else { start.elapsed() > Duration::from_millis(40) }
-    });
-}
-
-/// A network with room for what a test sends before anybody reads.
-pub(crate) fn config(setup: &Setup) -> EngineConfig {
-    let mut faults = Faults::drawn(setup.seed).harmless();
-    faults.buffer_max = 1 << 20;
-    setup.config_with(faults)
-}
-
-pub(crate) fn pair<E: Engine>(config: &EngineConfig) -> (Port<E>, Port<E>) {
-    (Port::open(config), Port::open(config))
-}
-
-pub(crate) fn sorted(datagrams: impl IntoIterator<Item = Vec<u8>>) -> Vec<Vec<u8>> {
-    let mut sorted: Vec<_> = datagrams.into_iter().collect();
-    sorted.sort();
-    sorted
-}
-
-pub(crate) fn data_of<E>(port: &Port<E>) -> Vec<Vec<u8>> {
-    port.received.iter().map(|(_, data, _)| data.clone()).collect()
-}
 
 /// Whether the engine has no datagrams, which it says when a socket is to be bound.
 pub(crate) fn has_none<E: Engine>(setup: &Setup) -> bool {
@@ -201,7 +22,7 @@ pub(crate) fn has_none<E: Engine>(setup: &Setup) -> bool {
     let (socket, _) = bind("127.0.0.1:0", config.network.as_ref());
     match engine.bind_udp(socket) {
         Err(error) if error.kind() == io::ErrorKind::Unsupported => {
-            assert!(matches!(setup.kind, Some(EngineKind::Iocp | EngineKind::Rio)), "{:?} has datagrams", setup.kind);
+            assert!(matches!(setup.kind, Some(EngineKind::Rio)), "{:?} has datagrams", setup.kind);
             eprintln!("skipped: {error}");
             true
         }
@@ -378,6 +199,48 @@ pub fn a_dry_datagram_pool_is_transient<E: Engine>(setup: &Setup) {
     client.close();
 }
 
+/// Sockets that wait hold no buffer that others need, however few there are.
+pub fn few_buffers_serve_many_sockets<E: Engine>(setup: &Setup) {
+    if has_none::<E>(setup) {
+        return;
+    }
+    let mut config = config(setup);
+    config.datagram_slots = 4;
+    let (mut server, mut client) = pair::<E>(&config);
+    let network = config.network.as_ref();
+    let idle: Vec<_> = (0..12).map(|_| bind("127.0.0.1:0", network)).collect();
+    let (sockets, addresses): (Vec<_>, Vec<_>) = idle.into_iter().unzip();
+    let mut waiting = Vec::new();
+    for socket in sockets {
+        let udp = server.engine.bind_udp(socket).expect("another socket");
+        server.engine.receive_datagrams(udp, Want::On);
+        waiting.push(udp);
+    }
+    let mut found = BTreeMap::new();
+    for round in 1..=3_u8 {
+        for address in addresses.iter().rev() {
+            client.send(*address, vec![round; 500]);
+        }
+        until([&mut client], "all left", |ports| {
+            ports[0].engine.stats().datagrams_sent == u64::from(round) * addresses.len() as u64
+        });
+        let (start, mut turns) = (Instant::now(), 0);
+        while found.values().filter(|count| **count == round).count() < waiting.len() {
+            let now = if setup.sim { server.engine.now() } else { Instant::now() };
+            server.engine.wait(Some(now + Duration::from_micros(300))).expect("the engine goes on");
+            while let Some(event) = server.engine.next() {
+                let Event::Datagram { udp, buf, .. } = event else { panic!("{event:?}") };
+                assert_eq!(buf[..], [round; 500]);
+                *found.entry(udp).or_insert(0) += 1;
+            }
+            turns += 1;
+            assert!(start.elapsed() < PATIENCE && turns < 100_000, "{found:?}");
+        }
+    }
+    assert!(waiting.iter().all(|udp| found[udp] == 3));
+    client.close();
+}
+
 /// Paused is a wish, and nothing is lost by it that fits the kernel's buffer.
 pub fn paused_datagrams_stay_in_the_kernel<E: Engine>(setup: &Setup) {
     if has_none::<E>(setup) {
@@ -409,7 +272,7 @@ pub fn paused_datagrams_stay_in_the_kernel<E: Engine>(setup: &Setup) {
 
 /// What overflows the kernel's buffer is lost, and counted: sent is received and dropped.
 pub fn drops_are_counted<E: Engine>(setup: &Setup) {
-    if has_none::<E>(setup) {
+    if has_none::<E>(setup) || setup.is_windows("count of dropped datagrams") {
         return;
     }
     let mut faults = Faults::drawn(setup.seed).harmless();
@@ -462,7 +325,9 @@ pub fn an_unreachable_peer_kills_nothing<E: Engine>(setup: &Setup) {
         client.send(gone, vec![2; 64]);
         until([&mut server, &mut client], "the living one answers", |ports| ports[1].received.len() > round);
     }
-    until([&mut server, &mut client], "the failure is told", |ports| !ports[1].failed.is_empty());
+    if !setup.is_windows("word of unreachable peers") {
+        until([&mut server, &mut client], "the failure is told", |ports| !ports[1].failed.is_empty());
+    }
     settle([&mut server, &mut client]);
     assert!(client.failed.iter().all(|(to, kind)| *to == Some(gone) && *kind == io::ErrorKind::ConnectionRefused));
     assert!(client.engine.stats().datagrams_failed >= client.failed.len() as u64);

@@ -13,6 +13,7 @@ mod churn;
 mod closing;
 mod data;
 mod datagram_extras;
+mod datagram_port;
 mod datagrams;
 mod fast_open;
 mod files;
@@ -49,7 +50,7 @@ macro_rules! each_test {
                 received_buffers_are_sent_on, small_writes_coalesce, sending_waits_for_connected;
             datagrams: datagrams_arrive_whole_and_once, truncation_is_flagged, bursts_are_split_again,
                 a_full_datagram_queue_says_so, a_turn_of_datagrams_has_an_end, a_dry_datagram_pool_is_transient,
-                paused_datagrams_stay_in_the_kernel, drops_are_counted, an_unreachable_peer_kills_nothing,
+                few_buffers_serve_many_sockets, paused_datagrams_stay_in_the_kernel, drops_are_counted, an_unreachable_peer_kills_nothing,
                 a_datagram_too_large_kills_nothing, many_peers_are_told_apart, closing_a_datagram_socket_returns_all,
                 stale_datagram_ids_do_nothing, an_engine_with_datagrams_under_way_is_dropped,
                                 datagrams_over_ipv6, streams_and_datagrams_share_a_port, lossy_networks_lose_whole_datagrams;

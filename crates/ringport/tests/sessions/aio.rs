@@ -9,7 +9,7 @@ use std::time::Duration;
 use ringport::aio::{self, JoinError, Listener, Stream};
 use ringport::{Address, Client, Server, block_on};
 
-use crate::stage::{Stage, listen_on, pattern, stages};
+use crate::stage::{Stage, each_engine, listen_on, loses_resets, pattern, stages};
 
 stages! {
     an_echo_is_whole_and_half_closes,
@@ -283,6 +283,7 @@ fn deadlines_end_one_operation_only(stage: &Stage) {
 }
 
 fn refused_and_reset_connections_say_so(stage: &Stage) {
+    let lost = !stage.is_simulated() && loses_resets();
     let nobody = if stage.is_simulated() { "127.0.0.1:9" } else { "127.0.0.1:1" };
     play(
         stage,
@@ -295,7 +296,10 @@ fn refused_and_reset_connections_say_so(stage: &Stage) {
             assert_eq!(aio::connect("nonsense").await.unwrap_err().kind(), ErrorKind::InvalidInput);
             // The reset may overtake the end of the connect.
             if let Ok(mut stream) = aio::connect(to).await {
-                assert_eq!(stream.recv().await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+                match stream.recv().await {
+                    Ok(None) if lost => println!("skipped: a reset that is lost here"),
+                    other => assert_eq!(other.unwrap_err().kind(), ErrorKind::ConnectionReset),
+                }
                 let mut error = stream.send("x").await;
                 while error.is_ok() {
                     aio::sleep(Duration::from_millis(1)).await;
@@ -452,8 +456,7 @@ fn wakes_from_other_threads_arrive_and_stale_ones_are_harmless() {
 
 #[test]
 fn several_workers_serve_and_a_shutdown_drains_them() {
-    for stage in [Stage::real(ringport::EngineKind::Uring), Stage::real(ringport::EngineKind::Epoll)] {
-        let Some(Stage::Real(kind)) = stage else { continue };
+    each_engine(|kind| {
         let server = Server::new().engine(Some(kind)).workers(2).listen_async("127.0.0.1:0", echo);
         let server = server.start().expect("the server starts");
         let to = server.addresses()[0].clone();
@@ -477,5 +480,5 @@ fn several_workers_serve_and_a_shutdown_drains_them() {
         })
         .expect("an engine works");
         server.join().expect("it ends");
-    }
+    });
 }

@@ -5,18 +5,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ringport::aio::remote::{Hub, RemoteStream};
-use ringport::{EngineKind, Server, sync};
+use ringport::{Server, sync};
 
 use crate::aio::echo;
-use crate::stage::{Stage, pattern};
+use crate::stage::{each_engine, pattern};
 
 fn each_hub(test: impl Fn(Hub)) {
-    for kind in [EngineKind::Uring, EngineKind::Epoll, EngineKind::Kqueue] {
-        if Stage::real(kind).is_some() {
-            let server = Server::new().engine(Some(kind)).workers(2).listen_async("127.0.0.1:0", echo);
-            test(Hub::with(server).expect("the hub starts"));
-        }
-    }
+    each_engine(|kind| {
+        let server = Server::new().engine(Some(kind)).workers(2).listen_async("127.0.0.1:0", echo);
+        test(Hub::with(server).expect("the hub starts"));
+    });
 }
 
 fn tokio() -> tokio::runtime::Runtime {

@@ -7,15 +7,7 @@ use std::time::{Duration, Instant};
 
 use ringport::{Address, Buf, Connection, EngineKind, Error, Handler, Server, Spread};
 
-use crate::stage::{Log, Player, Stage};
-
-pub(crate) fn each_engine(test: impl Fn(EngineKind)) {
-    for kind in EngineKind::ALL {
-        if kind != EngineKind::Sim && Stage::real(kind).is_some() {
-            test(kind);
-        }
-    }
-}
+use crate::stage::{Log, Player, each_engine};
 
 pub(crate) fn ip(address: &Address) -> std::net::SocketAddr {
     match address {
@@ -155,9 +147,12 @@ fn what_came_meanwhile_is_taken_with_few_waits() {
         let after = server.handle().stats();
         let (events, turns) = (after.events - before.events, after.turns - before.turns);
         assert!(events >= 300 && events > 10 * turns, "{kind}: {events} events in {turns} turns");
-        // Plain calls send at once; on io_uring small messages are entries of the next enter.
-        assert!(kind == EngineKind::Uring || after.sends_at_once >= 600, "{kind}: {after:?}");
-        assert_eq!(after.copies, 0, "{kind}");
+        // Plain calls send at once; on io_uring small messages are entries of the next enter, on rio requests of the next
+        // wait.
+        let later = matches!(kind, EngineKind::Uring | EngineKind::Rio);
+        assert!(later || after.sends_at_once >= 600, "{kind}: {after:?}");
+        // With half of the slots under receives, rio copies what the others get.
+        assert!(kind == EngineKind::Rio || after.copies == 0, "{kind}: {after:?}");
     });
 }
 
@@ -242,9 +237,9 @@ fn one_worker_runs_on_the_calling_thread() {
 #[test]
 fn a_million_inline_completions_leave_the_stack_flat() {
     // Every send completes at once and each makes the connection writable again: if completions were recursed into,
-    // the 2 MiB stack of the worker would overflow. That holds for 50,000, too; where a call takes 100 µs (Wine), these
-    // have to do.
-    const ENOUGH: u64 = 50_000;
+    // the 2 MiB stack of the worker would overflow. That holds for 20,000, too, at 100 bytes each; where a call takes 100 µs
+    // (Wine), these have to do.
+    const ENOUGH: u64 = 20_000;
     each_engine(|kind| {
         struct Pump(Instant);
         impl Handler for Pump {
@@ -255,7 +250,7 @@ fn a_million_inline_completions_leave_the_stack_flat() {
             fn data(&mut self, _: &mut Connection<'_, u64>, _: Buf) {}
             fn writable(&mut self, conn: &mut Connection<'_, u64>) {
                 *conn.state += 1;
-                let slow = *conn.state > ENOUGH && self.0.elapsed() > Duration::from_secs(10);
+                let slow = *conn.state > ENOUGH && self.0.elapsed() > Duration::from_secs(5);
                 if *conn.state > 1_000_000 || slow {
                     conn.close();
                 } else {
@@ -272,6 +267,6 @@ fn a_million_inline_completions_leave_the_stack_flat() {
             .expect("the server starts");
         let mut peer = TcpStream::connect(ip(&server.addresses()[0])).expect("connects");
         let count = std::io::copy(&mut peer, &mut std::io::sink()).expect("reads all");
-        assert!(count == 1_000_000 || count >= ENOUGH && start.elapsed() > Duration::from_secs(10), "{kind}: {count}");
+        assert!(count == 1_000_000 || count >= ENOUGH && start.elapsed() > Duration::from_secs(5), "{kind}: {count}");
     });
 }

@@ -7,15 +7,7 @@ use std::time::{Duration, Instant};
 
 use ringport::{Address, ConnectionId, EngineKind, Server};
 
-use crate::stage::{Log, Player, Stage, What};
-
-fn each_engine(test: impl Fn(EngineKind)) {
-    for kind in [EngineKind::Uring, EngineKind::Epoll, EngineKind::Kqueue] {
-        if Stage::real(kind).is_some() {
-            test(kind);
-        }
-    }
-}
+use crate::stage::{Log, Player, What, each_engine};
 
 /// A server whose connections tell their ids, and a peer connected to it.
 fn server(kind: EngineKind, log: &Log) -> (ringport::Running, TcpStream, ConnectionId) {

@@ -4,16 +4,9 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
-use ringport::{Address, CloseReason, EngineKind, Server};
+use ringport::{Address, CloseReason, Server};
 
-use crate::stage::{Log, Player, Stage};
-
-fn engines() -> Vec<EngineKind> {
-    [EngineKind::Uring, EngineKind::Epoll, EngineKind::Kqueue]
-        .into_iter()
-        .filter(|kind| Stage::real(*kind).is_some())
-        .collect()
-}
+use crate::stage::{LIMIT, Log, Player, each_engine};
 
 fn tcp(server: &ringport::Running) -> std::net::SocketAddr {
     match &server.addresses()[0] {
@@ -24,7 +17,7 @@ fn tcp(server: &ringport::Running) -> std::net::SocketAddr {
 
 #[test]
 fn a_thousand_live_connections_are_drained_and_nothing_is_lost() {
-    for kind in engines() {
+    each_engine(|kind| {
         let log = Log::default();
         let server = Server::new()
             .engine(Some(kind))
@@ -40,7 +33,7 @@ fn a_thousand_live_connections_are_drained_and_nothing_is_lost() {
         }
         let start = Instant::now();
         while server.handle().stats().accepted < 1000 {
-            assert!(start.elapsed() < Duration::from_secs(10), "accepts all");
+            assert!(start.elapsed() < LIMIT, "accepts all");
             std::thread::sleep(Duration::from_millis(1));
         }
         server.handle().shutdown(Duration::from_secs(5));
@@ -55,12 +48,12 @@ fn a_thousand_live_connections_are_drained_and_nothing_is_lost() {
         let reasons = log.reasons();
         assert_eq!(reasons.len(), 1000);
         assert!(reasons.iter().all(|reason| *reason == CloseReason::Shutdown), "{kind}");
-    }
+    });
 }
 
 #[test]
 fn a_deadline_cuts_off_peers_that_do_not_end() {
-    for kind in engines() {
+    each_engine(|kind| {
         let log = Log::default();
         let server = Server::new()
             .engine(Some(kind))
@@ -81,12 +74,12 @@ fn a_deadline_cuts_off_peers_that_do_not_end() {
         writing.join().expect("the writer ends");
         let _ = reading.join().expect("the reader ends");
         assert_eq!(log.reasons(), [CloseReason::Shutdown], "{kind}");
-    }
+    });
 }
 
 #[test]
 fn dropping_a_running_server_stops_it() {
-    for kind in engines() {
+    each_engine(|kind| {
         let server = Server::new()
             .engine(Some(kind))
             .listen("127.0.0.1:0", Player::echo(&Log::default()).make())
@@ -96,5 +89,5 @@ fn dropping_a_running_server_stops_it() {
         let _peer = TcpStream::connect(to).expect("connects");
         drop(server);
         drop(TcpListener::bind(to).expect("the port is free again"));
-    }
+    });
 }

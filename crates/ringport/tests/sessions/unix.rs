@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use ringport::{Address, Server};
 
-use crate::real::{Named, ask, each_engine, ip};
+use crate::real::{Named, ask, ip};
+use crate::stage::each_engine;
 
 #[test]
 fn a_socket_file_is_one_more_listener() {

@@ -21,6 +21,18 @@ pub(crate) fn exit_status(code: i32) -> ExitStatus {
     std::os::unix::process::ExitStatusExt::from_raw(code << 8)
 }
 
+/// Every way in which a program is asked to end, and whether the system ends it soon, whatever it does.
+pub(crate) const REQUESTS: [(&str, bool); 2] = [("-INT", false), ("-TERM", false)];
+
+/// Asks a program to end, in one of these ways.
+///
+/// # Errors
+///
+/// If the program has ended already.
+pub(crate) fn request(id: u32, way: &str) -> Result<(), String> {
+    signal(id, way)
+}
+
 /// As a user's Ctrl-C does.
 ///
 /// # Errors

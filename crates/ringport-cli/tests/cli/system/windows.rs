@@ -1,10 +1,12 @@
 //! What these tests ask of Windows. `unix.rs` is its twin.
 
 use std::env::consts::EXE_SUFFIX;
+use std::io::{BufRead, BufReader};
 use std::os::windows::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus};
+use std::process::{Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
+use std::thread;
 use std::time::Duration;
 
 /// Whether a connection that was reset before it was accepted is accepted all the same.
@@ -29,6 +31,31 @@ pub(crate) fn exit_status(code: i32) -> ExitStatus {
     std::os::windows::process::ExitStatusExt::from_raw(code as u32)
 }
 
+/// Every way in which a program is asked to end, and whether the system ends it soon, whatever it does.
+pub(crate) const REQUESTS: [(&str, bool); 5] =
+    [("ctrl-c", false), ("ctrl-break", false), ("close", true), ("logoff", true), ("shutdown", true)];
+
+/// Asks a program to end, in one of these ways. The last three end it, as the system does: at once when its handler returns,
+/// and after 5 s in any case.
+///
+/// # Errors
+///
+/// If the program has ended already.
+pub(crate) fn request(id: u32, way: &str) -> Result<(), String> {
+    let mut command = Command::new(tool());
+    prepare(&mut command);
+    let (out, errors) = (Stdio::piped(), Stdio::piped());
+    let mut tool = command.args([way, &id.to_string()]).stdout(out).stderr(errors).spawn().expect("the tool runs");
+    let told = tool.stdout.take().is_some_and(|out| BufReader::new(out).lines().next().is_some());
+    if told {
+        // It stays to see what becomes of the program.
+        thread::spawn(move || tool.wait());
+        return Ok(());
+    }
+    let output = tool.wait_with_output().expect("the tool ends");
+    if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&output.stderr).trim().to_owned()) }
+}
+
 /// As a user's Ctrl-C does.
 ///
 /// # Errors
@@ -38,17 +65,13 @@ pub(crate) fn interrupt(id: u32) -> Result<(), String> {
     ask("ctrl-c", id).map(drop)
 }
 
-/// As a user's Ctrl-Break does, or Ctrl-C where there is no Ctrl-Break (Wine 8). What a service manager or a closed
-/// window does cannot be sent from a program.
+/// As a user's Ctrl-Break does.
 ///
 /// # Errors
 ///
 /// If the program has ended already.
 pub(crate) fn terminate(id: u32) -> Result<(), String> {
-    ask("ctrl-break", id).map(drop).or_else(|error| {
-        eprintln!("skipped: Ctrl-Break: {error}; Ctrl-C is sent instead");
-        interrupt(id)
-    })
+    ask("ctrl-break", id).map(drop)
 }
 
 /// Resident memory in KiB.

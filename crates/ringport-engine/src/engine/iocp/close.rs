@@ -88,6 +88,7 @@ impl IocpEngine {
     /// Ends every operation.
     fn cancel_everything(&mut self) {
         self.listeners.stop_all(&mut self.port, &self.extensions, self.now);
+        self.udp.cancel_all();
         for id in self.conns.ids::<ConnId>() {
             if let Some(socket) = self.conns.get(id).filter(|conn| conn.is_busy()).and_then(|conn| conn.socket.as_ref())
             {

@@ -38,6 +38,7 @@
 mod accept;
 mod close;
 mod connect;
+mod datagram;
 mod probe;
 mod receive;
 mod send;
@@ -47,15 +48,17 @@ mod wait;
 
 use std::collections::VecDeque;
 use std::io;
+use std::net::SocketAddr;
 use std::time::Instant;
 
+use self::datagram::Datagrams;
 pub(crate) use self::probe::probe;
 use super::acceptor::Listeners;
-use super::contract::{Close, ConnInfo, Engine, EngineConfig, EngineStats, Event, SendProgress, Waker, Want};
+use super::contract::{Close, ConnInfo, Engine, EngineConfig, EngineStats, Event, SendProgress, SendTo, Waker, Want};
 use super::port::{Port, Record};
 use super::winsock::{self, Extensions};
-use crate::buffer::{Pool, SendQueue};
-use crate::id::{ConnId, ListenerId, Table};
+use crate::buffer::{Chunk, Pool, SendQueue};
+use crate::id::{ConnId, ListenerId, Table, UdpId};
 use crate::options::SocketRef;
 use crate::socket::{SockAddr, Socket, SocketOptions};
 
@@ -139,6 +142,7 @@ impl Conn {
 enum Notice {
     Connected(ConnId),
     Closed(ConnId),
+    UdpClosed(UdpId),
 }
 
 /// The engine on I/O completion ports. See the [module](self).
@@ -148,6 +152,7 @@ pub struct IocpEngine {
     pool: Pool,
     conns: Table<Conn>,
     listeners: Listeners,
+    udp: Datagrams,
     config: EngineConfig,
     /// Records for reuse: of receives, and of sends with an empty queue.
     #[expect(clippy::vec_box, reason = "the kernel knows a record by its address")]
@@ -198,6 +203,7 @@ impl Engine for IocpEngine {
             pool,
             conns: Table::new(),
             listeners: Listeners::new(false),
+            udp: Datagrams::new(),
             config: config.clone(),
             spare_receives: Vec::with_capacity(receive::SPARE_RECEIVES),
             spare_sends: send::first_records(),
@@ -278,6 +284,27 @@ impl Engine for IocpEngine {
         Err(io::ErrorKind::Unsupported.into())
     }
 
+    fn bind_udp(&mut self, socket: Socket) -> io::Result<UdpId> {
+        self.take_outlet(socket)
+    }
+
+    fn receive_datagrams(&mut self, udp: UdpId, want: Want) {
+        self.want_datagrams(udp, want);
+    }
+
+    #[inline]
+    fn send_to(&mut self, udp: UdpId, to: SocketAddr, data: Chunk) -> SendTo {
+        self.queue_datagram(udp, to, data)
+    }
+
+    fn close_udp(&mut self, udp: UdpId) {
+        self.close_outlet(udp);
+    }
+
+    fn udp_socket(&self, udp: UdpId) -> io::Result<SocketRef<'_>> {
+        self.udp.socket(udp)
+    }
+
     fn wait(&mut self, deadline: Option<Instant>) -> io::Result<()> {
         self.turn(deadline)
     }
@@ -304,6 +331,7 @@ impl Engine for IocpEngine {
     fn stats(&self) -> EngineStats {
         let EngineStats { dequeues, posts, receives, sends, .. } = self.stats;
         let accepts_failed = self.listeners.failed();
-        EngineStats { calls: dequeues + posts + receives + sends, accepts_failed, ..self.stats }
+        let datagram_bytes_copied = self.udp.copied_bytes();
+        EngineStats { calls: dequeues + posts + receives + sends, accepts_failed, datagram_bytes_copied, ..self.stats }
     }
 }

@@ -14,6 +14,7 @@ impl IocpEngine {
             self.settle(id);
         }
         self.feed_starved();
+        self.serve_datagrams();
         let pause_end = self.listeners.resume(&mut self.port, &self.extensions);
         if !self.port.has_leftovers() {
             self.stats.dequeues += 1;
@@ -30,6 +31,7 @@ impl IocpEngine {
         }
         self.now = Instant::now();
         self.ready_this_turn = self.ready.len();
+        self.udp.begin_turn();
         self.ready_first = !self.ready_first;
         self.events_left = self.config.events_per_turn.max(1);
         Ok(())
@@ -37,10 +39,11 @@ impl IocpEngine {
 
     /// How long the kernel may let this thread sleep.
     fn timeout(&self, deadline: Option<Instant>, pause_end: Option<Instant>) -> Option<Duration> {
-        if !self.ready.is_empty() || !self.notices.is_empty() || self.listeners.has_reports() {
+        let datagrams = self.udp.has_leftovers();
+        if datagrams || !self.ready.is_empty() || !self.notices.is_empty() || self.listeners.has_reports() {
             return Some(Duration::ZERO);
         }
-        let first = [deadline, pause_end].into_iter().flatten().min()?;
+        let first = [deadline, pause_end, self.udp.stall_end()].into_iter().flatten().min()?;
         Some(first.saturating_duration_since(Instant::now()))
     }
 
@@ -52,6 +55,9 @@ impl IocpEngine {
         if let Some(id) = self.current.take()
             && let Some(event) = self.fetch(id)
         {
+            return Some(event);
+        }
+        if let Some(event) = self.next_of_current_outlet() {
             return Some(event);
         }
         if self.ready_first
@@ -69,6 +75,10 @@ impl IocpEngine {
     }
 
     fn next_ready(&mut self) -> Option<Event> {
+        self.next_of_ready_outlets().or_else(|| self.next_ready_connection())
+    }
+
+    fn next_ready_connection(&mut self) -> Option<Event> {
         while self.ready_this_turn > 0 {
             self.ready_this_turn -= 1;
             let id = self.ready.pop_front()?;
@@ -89,6 +99,7 @@ impl IocpEngine {
             let event = match notice {
                 Notice::Connected(id) => self.say_connected(id),
                 Notice::Closed(id) => self.say_closed(id),
+                Notice::UdpClosed(id) => self.say_udp_closed(id),
             };
             if event.is_some() {
                 return event;
@@ -105,6 +116,8 @@ impl IocpEngine {
                 Load::Send(_) => self.on_send(record, bytes, success),
                 Load::Accept(_) => self.on_accept(record, success),
                 Load::Connect(_) => self.on_connect(&record, success),
+                Load::Datagram(_) => self.on_datagram(record, bytes, success),
+                Load::Parcel(_) => self.on_parcel(&record, success),
             },
             Packet::Rung => Some(Event::Woken),
             Packet::Signal(_) => None,

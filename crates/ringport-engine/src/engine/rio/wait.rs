@@ -207,7 +207,7 @@ impl RioEngine {
             Packet::Ended { record, success, .. } => match record.load {
                 Load::Accept(_) => self.on_accept(record, success),
                 Load::Connect(_) => self.on_connect(&record, success),
-                Load::Receive | Load::Send(_) => None,
+                Load::Receive | Load::Send(_) | Load::Datagram(_) | Load::Parcel(_) => None,
             },
             Packet::Rung => Some(Event::Woken),
             Packet::Signal(KEY_COMPLETIONS) => {

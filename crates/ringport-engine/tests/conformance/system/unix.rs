@@ -53,9 +53,6 @@ pub fn fill_descriptors() -> Result<Vec<std::fs::File>, &'static str> {
     Ok(std::iter::from_fn(|| std::fs::File::open("/dev/null").ok()).collect())
 }
 
-/// Registered I/O is an engine of Windows.
-pub fn stand_in_for_rio() {}
-
 /// Level and number of `TCP_NODELAY`.
 pub const NO_DELAY: (i32, i32) = (libc::IPPROTO_TCP, libc::TCP_NODELAY);
 

@@ -82,18 +82,6 @@ pub fn fill_descriptors() -> Result<Vec<std::fs::File>, &'static str> {
     Err("a process on Windows does not run out of handles")
 }
 
-/// Lets `rio` run over functions that stand in for those of the system, and are strict about their rules.
-/// With `RINGPORT_REAL_RIO` it runs over those of the system, where there are any.
-pub fn stand_in_for_rio() {
-    if std::env::var_os("RINGPORT_REAL_RIO").is_some() {
-        return;
-    }
-    let (created, closing) = (rio_standin::created, rio_standin::closing);
-    let provider = ringport_engine::engine::rio::Provider { table: rio_standin::functions(), created, closing };
-    // SAFETY: the functions do what the documentation says, over overlapped sockets.
-    unsafe { ringport_engine::engine::rio::use_provider(provider) };
-}
-
 /// Level and number of `TCP_NODELAY`.
 pub const NO_DELAY: (i32, i32) = (6, 1);
 
