@@ -491,8 +491,8 @@ pub struct EngineConfig {
     /// How rio learns of completions; other engines ignore it.
     pub rio_completions: RioCompletions,
     /// Polls for at most this long before a wait parks the thread, as long as recent waits were that short. It spares a
-    /// wake-up and costs processor time. Off if `None`, at most [`SPIN_MAX`]; the simulator and the engines
-    /// of Windows ignore it.
+    /// wake-up and costs processor time. Off if `None`, at most [`SPIN_MAX`]; the simulator ignores it,
+    /// and so does rio where [`EngineConfig::rio_completions`] says another way than the hybrid one.
     pub spin: Option<Duration>,
     /// io_uring sends pieces of at least this many bytes without copying them into the kernel. Their memory is in use, and
     /// counts as queued, until the peer has acknowledged them. Off if `None`: on loopback it was never cheaper, and on a

@@ -45,7 +45,6 @@ pub mod rio;
 mod rio_books;
 mod select;
 pub mod sim;
-#[cfg(unix)]
 mod spin;
 #[cfg_attr(target_os = "linux", path = "options_linux.rs")]
 #[cfg_attr(not(target_os = "linux"), path = "options_other.rs")]

@@ -380,3 +380,10 @@ unsafe fn extension<F>(socket: &socket2::Socket, identifier: &GUID) -> io::Resul
     // SAFETY: no pointer (all zero) is a valid value, and so is what the provider wrote, as the caller says.
     Ok(unsafe { function.assume_init() })
 }
+
+/// Why nobody can tell here where urgent data is. Elsewhere `SIOCATMARK` says that it comes next; in Winsock it says that
+/// none is still to come (Microsoft Learn, "ioctlsocket function"), which is also so when there never was any.
+pub(crate) fn no_mark() -> io::Error {
+    let why = "Winsock tells whether urgent data is still to come, and not whether it comes next";
+    io::Error::new(io::ErrorKind::Unsupported, why)
+}

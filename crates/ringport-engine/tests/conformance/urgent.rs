@@ -1,15 +1,30 @@
 //! Urgent data (F51): sent in order, and found at the mark.
 
+use std::io::ErrorKind;
+
 use ringport_engine::engine::sim::Faults;
 use ringport_engine::{Chunk, Engine, EngineKind, PoolConfig, Want};
 
 use crate::subject::Setup;
 use crate::world::{At, World};
 
+fn says_that_there_is_none<E: Engine>(setup: &Setup) {
+    let mut world = World::<E>::new(setup);
+    let (server, _) = world.pair();
+    let refusals = [
+        world.server.engine.watch_urgent(server).expect_err("there is none"),
+        world.server.engine.at_mark(server).expect_err("there is none"),
+    ];
+    for refusal in refusals {
+        assert!(refusal.kind() == ErrorKind::Unsupported && refusal.to_string().contains("urgent"), "{refusal}");
+    }
+    world.finish();
+}
+
 /// The buffer before an urgent byte ends there, and the mark is at the byte.
 pub fn the_mark_is_where_the_urgent_byte_is<E: Engine>(setup: &Setup) {
     if setup.is_windows("mark of urgent data") {
-        return;
+        return says_that_there_is_none::<E>(setup);
     }
     // The kernel has room for all that is sent: only then is it certain that the mark is known before its byte comes.
     let mut faults = Faults::drawn(setup.seed).harmless();

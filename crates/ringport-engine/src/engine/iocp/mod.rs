@@ -56,6 +56,7 @@ pub(crate) use self::probe::probe;
 use super::acceptor::Listeners;
 use super::contract::{Close, ConnInfo, Engine, EngineConfig, EngineStats, Event, SendProgress, SendTo, Waker, Want};
 use super::port::{Port, Record};
+use super::spin::Spin;
 use super::winsock::{self, Extensions};
 use crate::buffer::{Chunk, Pool, SendQueue};
 use crate::id::{ConnId, ListenerId, Table, UdpId};
@@ -154,6 +155,7 @@ pub struct IocpEngine {
     listeners: Listeners,
     udp: Datagrams,
     config: EngineConfig,
+    spin: Spin,
     /// Records for reuse: of receives, and of sends with an empty queue.
     #[expect(clippy::vec_box, reason = "the kernel knows a record by its address")]
     spare_receives: Vec<Box<Record>>,
@@ -204,6 +206,7 @@ impl Engine for IocpEngine {
             conns: Table::new(),
             listeners: Listeners::new(false),
             udp: Datagrams::new(),
+            spin: Spin::new(config.spin),
             config: config.clone(),
             spare_receives: Vec::with_capacity(receive::SPARE_RECEIVES),
             spare_sends: send::first_records(),
@@ -273,15 +276,15 @@ impl Engine for IocpEngine {
         Ok(SocketRef(socket.into()))
     }
 
-    /// Not offered yet: what was sent as urgent is not told apart by the receives of this engine.
+    /// Cannot be offered, see [`winsock::no_mark`].
     fn watch_urgent(&mut self, conn: ConnId) -> io::Result<()> {
         self.socket(conn)?;
-        Err(io::ErrorKind::Unsupported.into())
+        Err(winsock::no_mark())
     }
 
     fn at_mark(&self, conn: ConnId) -> io::Result<bool> {
         self.socket(conn)?;
-        Err(io::ErrorKind::Unsupported.into())
+        Err(winsock::no_mark())
     }
 
     fn bind_udp(&mut self, socket: Socket) -> io::Result<UdpId> {

@@ -23,7 +23,8 @@ impl IocpEngine {
             if hungry && !self.pool.begin_shortage(&self.waker()) {
                 timeout = Some(Duration::ZERO);
             }
-            let outcome = self.port.wait(timeout);
+            let spins = self.spin.is_on() && timeout != Some(Duration::ZERO);
+            let outcome = if spins { self.spin_then_wait(timeout) } else { self.port.wait(timeout) };
             if hungry {
                 self.pool.end_shortage();
             }
@@ -35,6 +36,33 @@ impl IocpEngine {
         self.ready_first = !self.ready_first;
         self.events_left = self.config.events_per_turn.max(1);
         Ok(())
+    }
+
+    /// Asks without sleeping for a while, if that has paid of late, and then sleeps for what is left.
+    #[cold]
+    fn spin_then_wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        let begin = Instant::now();
+        let mut left = timeout;
+        if let Some(budget) = self.spin.budget() {
+            self.stats.spins += 1;
+            let budget = timeout.map_or(budget, |timeout| budget.min(timeout));
+            loop {
+                self.port.wait(Some(Duration::ZERO))?;
+                self.stats.dequeues += 1;
+                if self.port.has_leftovers() {
+                    self.spin.waited(begin.elapsed());
+                    return Ok(());
+                }
+                if begin.elapsed() >= budget {
+                    break;
+                }
+                std::hint::spin_loop();
+            }
+            left = timeout.map(|timeout| timeout.saturating_sub(begin.elapsed()));
+        }
+        let outcome = self.port.wait(left);
+        self.spin.waited(begin.elapsed());
+        outcome
     }
 
     /// How long the kernel may let this thread sleep.

@@ -68,7 +68,8 @@ use super::contract::{
     Close, ConnInfo, Engine, EngineConfig, EngineStats, Event, RioCompletions, SendProgress, Waker, Want,
 };
 use super::port::Port;
-use super::winsock::Extensions;
+use super::spin::Spin;
+use super::winsock::{self, Extensions};
 use crate::buffer::{Pool, SendQueue};
 use crate::id::{ConnId, ListenerId, Table};
 use crate::options::SocketRef;
@@ -179,6 +180,7 @@ pub struct RioEngine {
     noticing: bool,
     /// Completions came in this turn.
     busy: bool,
+    spin: Spin,
     /// What made the engine unusable, found out between two waits.
     failure: Option<io::Error>,
     /// Turns since the port was looked at.
@@ -260,6 +262,7 @@ impl Engine for RioEngine {
             port,
             budget,
             listeners: Listeners::new(true),
+            spin: Spin::new(config.spin),
             config: config.clone(),
             results: vec![RIORESULT::default(); RESULTS_PER_CALL].into_boxed_slice(),
             next_result: 0,
@@ -331,15 +334,15 @@ impl Engine for RioEngine {
         Ok(SocketRef(socket.into()))
     }
 
-    /// Not offered yet: what was sent as urgent is not told apart by the receives of this engine.
+    /// Cannot be offered, see [`winsock::no_mark`].
     fn watch_urgent(&mut self, conn: ConnId) -> io::Result<()> {
         self.socket(conn)?;
-        Err(io::ErrorKind::Unsupported.into())
+        Err(winsock::no_mark())
     }
 
     fn at_mark(&self, conn: ConnId) -> io::Result<bool> {
         self.socket(conn)?;
-        Err(io::ErrorKind::Unsupported.into())
+        Err(winsock::no_mark())
     }
 
     fn wait(&mut self, deadline: Option<Instant>) -> io::Result<()> {

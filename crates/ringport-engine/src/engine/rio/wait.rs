@@ -122,9 +122,28 @@ impl RioEngine {
             self.blind_turns += 1;
             return if self.blind_turns > BLIND_TURNS { self.ask_port(Some(Duration::ZERO)) } else { Ok(()) };
         }
-        if !matches!(until, Until::Now) {
-            self.ask_for_notice()?;
+        if matches!(until, Until::Now) {
+            return self.ask_port(Some(Duration::ZERO));
         }
+        let begin = self.spin.is_on().then(Instant::now);
+        let outcome = self.look_then_sleep(until);
+        if let Some(begin) = begin {
+            self.spin.waited(begin.elapsed());
+        }
+        outcome
+    }
+
+    /// Looks without sleeping for a while, if that was asked for and has paid of late, and then sleeps.
+    fn look_then_sleep(&mut self, until: Until) -> io::Result<()> {
+        if let Some(budget) = self.spin.budget() {
+            self.stats.spins += 1;
+            let end = Instant::now() + until.left().map_or(budget, |left| budget.min(left));
+            self.learn_by_looking(Until::At(end))?;
+            if self.next_result < self.results_end || self.port.has_leftovers() {
+                return Ok(());
+            }
+        }
+        self.ask_for_notice()?;
         self.ask_port(until.left())
     }
 
