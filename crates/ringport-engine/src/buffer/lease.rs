@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
+use std::ptr::NonNull;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -15,10 +16,14 @@ use super::pool::{Region, Shared, SlotId};
 /// A `Buf` derefs to its bytes. Sending it on needs no copy: see [`SendQueue::push`](super::SendQueue::push). It stays
 /// on its thread; [`Buf::into_bytes`] turns it into something that may leave.
 pub struct Buf {
+    /// The first of the bytes. Where they lie is looked up once, when the buffer is made: every message asks for it
+    /// several times.
+    data: NonNull<u8>,
+    /// How many there are.
+    len: u32,
+    /// Room behind them, up to the end of the memory.
+    spare: u32,
     memory: Memory,
-    /// The bytes are `start..end` of the memory.
-    start: u32,
-    end: u32,
 }
 
 enum Memory {
@@ -26,43 +31,62 @@ enum Memory {
         pool: Rc<Shared>,
         slot: SlotId,
     },
-    Heap(Box<[u8]>),
     /// Boxed, since it is rare and every buffer has room for the largest of these.
-    CopiedOut(Box<CopiedOut>),
+    Own(Box<Own>),
 }
 
-/// Received bytes that were copied out of a slot because slots ran low. The pool counts how many of them are held.
-struct CopiedOut {
-    data: Box<[u8]>,
-    region: Arc<Region>,
+/// Memory outside every pool.
+struct Own {
+    /// From a `Box`, and only a pointer: a `Box` would claim the memory for itself each time it is moved.
+    memory: NonNull<[u8]>,
+    /// Who counts the bytes, if they were copied out of a slot because slots ran low.
+    region: Option<Arc<Region>>,
 }
 
-impl Drop for CopiedOut {
+// SAFETY: the memory belongs to this value alone, as that of a `Box` does, and `Region` is `Send`.
+unsafe impl Send for Own {}
+
+impl Own {
+    fn new(memory: Box<[u8]>, region: Option<Arc<Region>>) -> Box<Self> {
+        Box::new(Self { memory: NonNull::from(Box::leak(memory)), region })
+    }
+}
+
+impl Drop for Own {
     fn drop(&mut self) {
-        self.region.copied_out_bytes.fetch_sub(self.data.len() as u64, Ordering::Relaxed);
+        if let Some(region) = &self.region {
+            region.copied_out_bytes.fetch_sub(self.memory.len() as u64, Ordering::Relaxed);
+        }
+        // SAFETY: it came from a `Box` in `new`, and nobody can use it any more.
+        drop(unsafe { Box::from_raw(self.memory.as_ptr()) });
     }
 }
 
 impl Buf {
-    /// A lease of `slot` without bytes in it. The caller took the slot out of its free list.
+    /// A lease of `slot`, which is `size` bytes at `data`, without bytes in it. The caller took the slot out of its free
+    /// list.
     #[inline]
-    pub(super) fn leased(pool: Rc<Shared>, slot: SlotId) -> Self {
-        Self { memory: Memory::Slot { pool, slot }, start: 0, end: 0 }
+    pub(super) fn leased(pool: Rc<Shared>, slot: SlotId, data: NonNull<u8>, size: u32) -> Self {
+        Self { data, len: 0, spare: size, memory: Memory::Slot { pool, slot } }
+    }
+
+    /// The first `len` bytes of `memory`, which are not in a pool.
+    fn own(memory: Box<[u8]>, len: usize, region: Option<Arc<Region>>) -> Self {
+        let size = u32::try_from(memory.len()).expect("a buffer is smaller than 4 GiB");
+        let own = Own::new(memory, region);
+        Self { data: own.memory.cast(), len: len as u32, spare: size - len as u32, memory: Memory::Own(own) }
     }
 
     /// A copy of `data` in memory of its own, outside every pool.
     #[must_use]
     pub fn copied(data: &[u8]) -> Self {
-        let end = u32::try_from(data.len()).expect("a buffer is smaller than 4 GiB");
-        Self { memory: Memory::Heap(data.into()), start: 0, end }
+        Self::own(data.into(), data.len(), None)
     }
 
     /// A copy of `data` that `region` counts as long as it is held, on whatever thread.
     pub(super) fn copied_out(region: &Arc<Region>, data: &[u8]) -> Self {
-        let end = u32::try_from(data.len()).expect("a buffer is smaller than 4 GiB");
         region.copied_out_bytes.fetch_add(data.len() as u64, Ordering::Relaxed);
-        let copy = CopiedOut { data: data.into(), region: Arc::clone(region) };
-        Self { memory: Memory::CopiedOut(Box::new(copy)), start: 0, end }
+        Self::own(data.into(), data.len(), Some(Arc::clone(region)))
     }
 
     /// An empty buffer with room for `bytes`, in memory of its own, outside every pool.
@@ -73,21 +97,22 @@ impl Buf {
     #[must_use]
     pub fn with_capacity(bytes: usize) -> Self {
         assert!(u32::try_from(bytes).is_ok(), "a buffer is smaller than 4 GiB");
-        Self { memory: Memory::Heap(vec![0; bytes].into()), start: 0, end: 0 }
+        Self::own(vec![0; bytes].into(), 0, None)
     }
 
     /// Bytes that fit behind the filled part.
     #[must_use]
     pub fn spare(&self) -> usize {
-        self.capacity() - self.end as usize
+        self.spare as usize
     }
 
     /// Appends as much of `data` as fits and says how much that was.
     pub fn append(&mut self, data: &[u8]) -> usize {
         let count = data.len().min(self.spare());
-        let end = self.end as usize;
-        self.memory_mut()[end..end + count].copy_from_slice(&data[..count]);
-        self.end += count as u32;
+        // SAFETY: the lease is unique, so that `data` lies elsewhere, and there are `spare` bytes behind the filled part.
+        unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), self.data.as_ptr().add(self.len as usize), count) };
+        self.len += count as u32;
+        self.spare -= count as u32;
         count
     }
 
@@ -96,15 +121,19 @@ impl Buf {
     /// # Panics
     ///
     /// If there are fewer.
+    #[inline]
     pub fn advance(&mut self, count: usize) {
         assert!(count <= self.len(), "cannot advance by {count} in a buffer of {} bytes", self.len());
-        self.start += count as u32;
+        // SAFETY: the new beginning lies inside the filled part or at its end.
+        self.data = unsafe { self.data.add(count) };
+        self.len -= count as u32;
     }
 
     /// Keeps only the first `count` bytes, if there are more.
     pub fn truncate(&mut self, count: usize) {
         if count < self.len() {
-            self.end = self.start + count as u32;
+            self.spare += self.len - count as u32;
+            self.len = count as u32;
         }
     }
 
@@ -114,15 +143,15 @@ impl Buf {
     /// by then, its memory is freed with the last of them.
     #[must_use]
     pub fn into_bytes(self) -> Bytes {
-        let (start, end) = (self.start as usize, self.end as usize);
+        let (data, len) = (self.data, self.len as usize);
         let this = std::mem::ManuallyDrop::new(self);
         // SAFETY: `this` is never used again, so that the memory has one owner.
         match unsafe { std::ptr::read(&this.memory) } {
             Memory::Slot { pool, slot } => {
-                Bytes::from_owner(Remote { region: Arc::clone(&pool.region), slot, start, end })
+                let lease = Lease { region: Arc::clone(&pool.region), slot };
+                Bytes::from_owner(Remote { data, len, _owner: lease })
             }
-            Memory::Heap(heap) => Bytes::from(heap).slice(start..end),
-            Memory::CopiedOut(copy) => Bytes::from_owner(RemoteCopy { copy, start, end }),
+            Memory::Own(own) => Bytes::from_owner(Remote { data, len, _owner: own }),
         }
     }
 
@@ -132,41 +161,19 @@ impl Buf {
         matches!(self.memory, Memory::Slot { .. })
     }
 
-    /// Says that the first `bytes` bytes of the memory have been filled.
+    /// Says that the first `bytes` bytes of the memory have been filled. Nothing was taken off its front before.
     #[inline]
     pub(crate) fn set_filled(&mut self, bytes: u32) {
-        debug_assert!(bytes as usize <= self.capacity());
-        self.start = 0;
-        self.end = bytes;
+        let size = self.len + self.spare;
+        debug_assert!(bytes <= size);
+        self.len = bytes;
+        self.spare = size - bytes;
     }
 
-    /// Address and size of the whole memory, for the kernel to fill.
+    /// Address and size of the whole memory, for the kernel to fill. Nothing was taken off its front before.
     #[inline]
     pub(crate) fn raw_memory(&mut self) -> (*mut u8, usize) {
-        let memory = self.memory_mut();
-        (memory.as_mut_ptr(), memory.len())
-    }
-
-    #[inline]
-    fn capacity(&self) -> usize {
-        match &self.memory {
-            Memory::Slot { pool, slot } => pool.region.slot_bytes(*slot) as usize,
-            Memory::Heap(heap) => heap.len(),
-            Memory::CopiedOut(copy) => copy.data.len(),
-        }
-    }
-
-    #[inline]
-    fn memory_mut(&mut self) -> &mut [u8] {
-        match &mut self.memory {
-            Memory::Slot { pool, slot } => {
-                let region = &pool.region;
-                // SAFETY: the lease is unique, the region outlives it and its memory was zeroed when it was made.
-                unsafe { std::slice::from_raw_parts_mut(region.slot_address(*slot), region.slot_bytes(*slot) as usize) }
-            }
-            Memory::Heap(heap) => heap,
-            Memory::CopiedOut(copy) => &mut copy.data,
-        }
+        (self.data.as_ptr(), (self.len + self.spare) as usize)
     }
 }
 
@@ -175,23 +182,16 @@ impl Deref for Buf {
 
     #[inline]
     fn deref(&self) -> &[u8] {
-        let (start, len) = (self.start as usize, (self.end - self.start) as usize);
-        match &self.memory {
-            // SAFETY: the lease is unique, `start..end` lies inside the slot, and the region outlives the lease.
-            Memory::Slot { pool, slot } => unsafe {
-                std::slice::from_raw_parts(pool.region.slot_address(*slot).add(start), len)
-            },
-            Memory::Heap(heap) => &heap[start..start + len],
-            Memory::CopiedOut(copy) => &copy.data[start..start + len],
-        }
+        // SAFETY: the lease is unique, these bytes lie inside its memory, which it keeps alive and which was zeroed or filled.
+        unsafe { std::slice::from_raw_parts(self.data.as_ptr(), self.len as usize) }
     }
 }
 
 impl DerefMut for Buf {
     #[inline]
     fn deref_mut(&mut self) -> &mut [u8] {
-        let (start, end) = (self.start as usize, self.end as usize);
-        &mut self.memory_mut()[start..end]
+        // SAFETY: as in `deref`, and borrowed mutably.
+        unsafe { std::slice::from_raw_parts_mut(self.data.as_ptr(), self.len as usize) }
     }
 }
 
@@ -216,38 +216,31 @@ impl fmt::Debug for Buf {
     }
 }
 
+/// Bytes that left their thread, and what keeps them.
+struct Remote<O> {
+    data: NonNull<u8>,
+    len: usize,
+    _owner: O,
+}
+
+// SAFETY: the owner is the only one of this memory, and may be dropped on any thread.
+unsafe impl<O: Send> Send for Remote<O> {}
+
+impl<O> AsRef<[u8]> for Remote<O> {
+    fn as_ref(&self) -> &[u8] {
+        // SAFETY: the owner keeps the memory for itself, nobody writes to it any more, and it lives as long.
+        unsafe { std::slice::from_raw_parts(self.data.as_ptr(), self.len) }
+    }
+}
+
 /// A slot that left its thread.
-struct Remote {
+struct Lease {
     region: Arc<Region>,
     slot: SlotId,
-    start: usize,
-    end: usize,
 }
 
-impl AsRef<[u8]> for Remote {
-    fn as_ref(&self) -> &[u8] {
-        // SAFETY: this is the only lease of the slot, nobody writes to it any more, and the region lives as long.
-        unsafe {
-            std::slice::from_raw_parts(self.region.slot_address(self.slot).add(self.start), self.end - self.start)
-        }
-    }
-}
-
-impl Drop for Remote {
+impl Drop for Lease {
     fn drop(&mut self) {
         self.region.give_back(self.slot);
-    }
-}
-
-/// A copy that left its thread.
-struct RemoteCopy {
-    copy: Box<CopiedOut>,
-    start: usize,
-    end: usize,
-}
-
-impl AsRef<[u8]> for RemoteCopy {
-    fn as_ref(&self) -> &[u8] {
-        &self.copy.data[self.start..self.end]
     }
 }

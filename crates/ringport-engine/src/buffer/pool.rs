@@ -128,6 +128,8 @@ pub(super) struct Region {
     base: NonNull<u8>,
     layout: Layout,
     config: PoolConfig,
+    /// Where the large slots begin.
+    large: NonNull<u8>,
     /// Slots that other threads dropped.
     returned: ArrayQueue<u32>,
     /// Bytes of the copies that were made because slots ran low, as long as somebody holds them.
@@ -145,8 +147,7 @@ unsafe impl Sync for Region {}
 impl Region {
     fn new(config: PoolConfig) -> Self {
         let small = config.small_slots as usize * config.small_slot_bytes as usize;
-        let large = config.large_slots as usize * config.large_slot_bytes as usize;
-        let bytes = small.next_multiple_of(PAGE_BYTES) + large;
+        let bytes = small.next_multiple_of(PAGE_BYTES) + config.large_slots as usize * config.large_slot_bytes as usize;
         // One page more than needed, aligned by hand: with an alignment above that of `malloc` the standard library
         // zeroes memory by writing to it, which would touch every page of the region.
         let layout = Layout::from_size_align(bytes + PAGE_BYTES, 16).expect("a region is at most 2^39 bytes");
@@ -155,35 +156,28 @@ impl Region {
         let padding = allocation.as_ptr().align_offset(PAGE_BYTES).min(PAGE_BYTES);
         // SAFETY: the padding is at most the page that was added.
         let base = unsafe { allocation.add(padding) };
+        // SAFETY: the large slots follow the small ones, rounded up to a page, as `bytes` has it.
+        let large = unsafe { base.add(small.next_multiple_of(PAGE_BYTES)) };
         let returned = ArrayQueue::new((config.small_slots + config.large_slots) as usize);
         let copied_out_bytes = AtomicU64::new(0);
-        Self { allocation, base, layout, config, returned, shortage: Shortage::new(), copied_out_bytes }
+        Self { allocation, base, layout, config, large, returned, shortage: Shortage::new(), copied_out_bytes }
     }
 
-    pub(super) fn slot_bytes(&self, slot: SlotId) -> u32 {
-        match self.class(slot) {
-            SlotClass::Small => self.config.small_slot_bytes,
-            SlotClass::Large => self.config.large_slot_bytes,
-        }
-    }
-
+    #[inline]
     fn class(&self, slot: SlotId) -> SlotClass {
         if slot.0 < self.config.small_slots { SlotClass::Small } else { SlotClass::Large }
     }
 
-    /// Address of the first byte of a slot.
+    /// Address and size of a slot of `class`.
     #[inline]
-    pub(super) fn slot_address(&self, slot: SlotId) -> *mut u8 {
-        let small = self.config.small_slots;
-        debug_assert!(slot.0 < small + self.config.large_slots);
-        let offset = if slot.0 < small {
-            slot.0 as usize * self.config.small_slot_bytes as usize
-        } else {
-            (small as usize * self.config.small_slot_bytes as usize).next_multiple_of(PAGE_BYTES)
-                + (slot.0 - small) as usize * self.config.large_slot_bytes as usize
+    fn slot(&self, slot: SlotId, class: SlotClass) -> (NonNull<u8>, u32) {
+        debug_assert!(self.class(slot) == class);
+        let (first, number, size) = match class {
+            SlotClass::Small => (self.base, slot.0, self.config.small_slot_bytes),
+            SlotClass::Large => (self.large, slot.0 - self.config.small_slots, self.config.large_slot_bytes),
         };
-        // SAFETY: `slot` is one of this region's, so that the offset lies inside the allocation.
-        unsafe { self.base.as_ptr().add(offset) }
+        // SAFETY: `slot` is one of this region's, so that the address lies inside the allocation.
+        (unsafe { first.add(number as usize * size as usize) }, size)
     }
 
     /// Gives a slot back from any thread. Wakes the engine if it waits for one.
@@ -215,6 +209,7 @@ pub(super) struct Shared {
 struct FreeList {
     slots: UnsafeCell<Vec<u32>>,
     lent: Cell<u32>,
+    first: u32,
     total: u32,
     low_mark: u32,
 }
@@ -222,7 +217,7 @@ struct FreeList {
 impl FreeList {
     fn new(first: u32, total: u32, low_mark_percent: u32) -> Self {
         let slots = UnsafeCell::new((first..first + total).rev().collect());
-        Self { slots, lent: Cell::new(0), total, low_mark: (total * low_mark_percent).div_ceil(100) }
+        Self { slots, lent: Cell::new(0), first, total, low_mark: (total * low_mark_percent).div_ceil(100) }
     }
 
     #[inline]
@@ -255,7 +250,8 @@ impl Shared {
     /// Puts a slot whose lease ended into its free list.
     #[inline]
     pub(super) fn release(&self, slot: SlotId) {
-        self.list(self.region.class(slot)).push(slot.0);
+        let list = if slot.0 < self.large.first { &self.small } else { &self.large };
+        list.push(slot.0);
     }
 }
 
@@ -333,7 +329,13 @@ impl Pool {
             self.collect();
             self.0.list(class).pop()
         })?;
-        Some(Buf::leased(Rc::clone(&self.0), SlotId(slot)))
+        Some(self.leased(SlotId(slot), class))
+    }
+
+    #[inline]
+    fn leased(&self, slot: SlotId, class: SlotClass) -> Buf {
+        let (address, size) = self.0.region.slot(slot, class);
+        Buf::leased(Rc::clone(&self.0), slot, address, size)
     }
 
     /// Whether so few slots are left that what is received should be copied out.
@@ -364,9 +366,10 @@ impl Pool {
     /// `bytes` is at most the size of the slot.
     #[inline]
     pub(crate) unsafe fn reclaim(&self, slot: SlotId, bytes: u32) -> Buf {
-        let list = self.0.list(self.0.region.class(slot));
+        let class = self.0.region.class(slot);
+        let list = self.0.list(class);
         list.lent.set(list.lent.get() - 1);
-        let mut buf = Buf::leased(Rc::clone(&self.0), slot);
+        let mut buf = self.leased(slot, class);
         buf.set_filled(bytes);
         buf
     }
@@ -374,7 +377,9 @@ impl Pool {
     /// Address and size of a slot, for the kernel.
     #[inline]
     pub(crate) fn slot_memory(&self, slot: SlotId) -> (*mut u8, u32) {
-        (self.0.region.slot_address(slot), self.0.region.slot_bytes(slot))
+        let region = &self.0.region;
+        let (address, size) = region.slot(slot, region.class(slot));
+        (address.as_ptr(), size)
     }
 
     /// Address and size of the memory of all slots, for an engine that registers it with the kernel. It begins with a page.

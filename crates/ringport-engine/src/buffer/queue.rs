@@ -120,6 +120,32 @@ impl SendQueue {
         self.front.as_ref()
     }
 
+    /// The bytes of the first piece, if it is the only one and lies in memory: what most sends are.
+    #[allow(dead_code, reason = "the engines of Windows send in their own way")]
+    #[inline]
+    pub(crate) fn only(&self) -> Option<&[u8]> {
+        if self.rest.as_ref().is_some_and(|rest| !rest.is_empty()) {
+            return None;
+        }
+        match &self.front {
+            Some(Chunk::Buf(buf)) => Some(buf),
+            Some(Chunk::Bytes(bytes)) => Some(bytes),
+            _ => None,
+        }
+    }
+
+    /// Drops the only piece.
+    #[allow(dead_code, reason = "the engines of Windows send in their own way")]
+    #[inline]
+    pub(crate) fn drop_only(&mut self) {
+        debug_assert!(self.pieces() == 1);
+        self.bytes = 0;
+        match self.front.take() {
+            Some(Chunk::Buf(buf)) => drop(buf), // Here and not in the common code of all kinds.
+            other => drop(other),
+        }
+    }
+
     /// The pieces in order.
     pub fn iter(&self) -> impl Iterator<Item = &Chunk> {
         self.front.iter().chain(self.rest.iter().flat_map(|rest| rest.iter()))

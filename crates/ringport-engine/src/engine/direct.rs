@@ -26,7 +26,7 @@ pub(crate) enum Received {
 }
 
 /// Receives once into a slot of `pool`.
-#[inline]
+#[inline(always)]
 pub(crate) fn receive(fd: BorrowedFd<'_>, pool: &Pool, calls: &mut u64) -> Received {
     let Some(mut buf) = pool.lease(SlotClass::Large) else { return Received::NoBuffer };
     let (address, size) = buf.raw_memory();
@@ -39,14 +39,22 @@ pub(crate) fn receive(fd: BorrowedFd<'_>, pool: &Pool, calls: &mut u64) -> Recei
             let full = count as usize == size;
             return Received::Data { buf: pool.relieve(buf, SlotClass::Large), full };
         }
-        if count == 0 {
-            return Received::Fin;
+        if let Some(nothing) = nothing_received(count) {
+            return nothing;
         }
-        match io::Error::last_os_error() {
-            error if error.kind() == io::ErrorKind::Interrupted => {}
-            error if error.kind() == io::ErrorKind::WouldBlock => return Received::Empty,
-            error => return Received::Failed(error),
-        }
+    }
+}
+
+/// Why a receive call has no bytes; `None` if it has to be made again.
+#[cold]
+fn nothing_received(count: isize) -> Option<Received> {
+    if count == 0 {
+        return Some(Received::Fin);
+    }
+    match io::Error::last_os_error() {
+        error if error.kind() == io::ErrorKind::Interrupted => None,
+        error if error.kind() == io::ErrorKind::WouldBlock => Some(Received::Empty),
+        error => Some(Received::Failed(error)),
     }
 }
 
@@ -85,9 +93,26 @@ impl Sender {
     /// Sends the front of `queue` and takes what was sent out of it, until all is sent or something is in the way.
     #[inline]
     pub(crate) fn send(self, fd: BorrowedFd<'_>, queue: &mut SendQueue, pool: &Pool, calls: &mut u64) -> Sent {
+        if let Some(data) = queue.only() {
+            *calls += 1;
+            // SAFETY: `data` is borrowed for the call.
+            let count = unsafe { libc::send(fd.as_raw_fd(), data.as_ptr().cast(), data.len(), SEND_FLAGS) };
+            if usize::try_from(count) == Ok(data.len()) {
+                queue.drop_only();
+                return Sent { bytes: count as usize, then: Then::Done };
+            }
+            let asked = data.len();
+            if let Some(sent) = took(count, asked, queue) {
+                return sent;
+            }
+        }
+        self.send_pieces(fd, queue, pool, calls)
+    }
+
+    #[inline(never)]
+    fn send_pieces(self, fd: BorrowedFd<'_>, queue: &mut SendQueue, pool: &Pool, calls: &mut u64) -> Sent {
         let mut bytes = 0;
         loop {
-            *calls += 1;
             let (count, asked) = match queue.front() {
                 None => return Sent { bytes, then: Then::Done },
                 Some(Chunk::File(_)) => {
@@ -103,28 +128,13 @@ impl Sender {
                     // SAFETY: the byte is borrowed for the call.
                     (unsafe { libc::send(fd.as_raw_fd(), address.cast(), 1, flags) }, 1)
                 }
-                Some(only) if queue.pieces() == 1 => {
-                    let data = only.as_slice();
-                    // SAFETY: `data` is borrowed for the call.
-                    let count = unsafe { libc::send(fd.as_raw_fd(), data.as_ptr().cast(), data.len(), SEND_FLAGS) };
-                    (count, data.len())
-                }
                 Some(_) => send_vectored(fd, queue),
             };
-            if count < 0 {
-                match io::Error::last_os_error() {
-                    error if error.kind() == io::ErrorKind::Interrupted => continue,
-                    error if is_not_yet(&error) => return Sent { bytes, then: Then::Full },
-                    error => return Sent { bytes, then: Then::Failed(error) },
-                }
-            }
-            queue.consume(count as usize);
-            bytes += count as usize;
-            if (count as usize) < asked {
-                return Sent { bytes, then: Then::Full };
-            }
-            if queue.is_empty() {
-                return Sent { bytes, then: Then::Done };
+            *calls += 1;
+            match took(count, asked, queue) {
+                None => {}
+                Some(Sent { bytes: more, then: Then::Done }) => bytes += more,
+                Some(Sent { bytes: more, then }) => return Sent { bytes: bytes + more, then },
             }
         }
     }
@@ -174,6 +184,21 @@ impl Sender {
         }
         Sent { bytes, then }
     }
+}
+
+/// Takes out of `queue` what a call took that answered `count` when it was asked to send `asked` bytes. `Done` means that
+/// it took all of them, and `None` that the call has to be made again.
+#[inline(never)]
+fn took(count: isize, asked: usize, queue: &mut SendQueue) -> Option<Sent> {
+    let Ok(bytes) = usize::try_from(count) else {
+        return match io::Error::last_os_error() {
+            error if error.kind() == io::ErrorKind::Interrupted => None,
+            error if is_not_yet(&error) => Some(Sent { bytes: 0, then: Then::Full }),
+            error => Some(Sent { bytes: 0, then: Then::Failed(error) }),
+        };
+    };
+    queue.consume(bytes);
+    Some(Sent { bytes, then: if bytes < asked { Then::Full } else { Then::Done } })
 }
 
 /// Whether there is no room now: also when the SYN of a connect that waited for data (TCP Fast Open) took none of it.

@@ -194,6 +194,11 @@ impl Session {
     /// Fills the empty outbox with pending messages; `false` if there are none.
     #[inline]
     pub(crate) fn refill(&mut self) -> bool {
+        self.rare.is_some() && self.refill_from_pending()
+    }
+
+    #[inline(never)]
+    fn refill_from_pending(&mut self) -> bool {
         let Some(rare) = self.rare.as_mut().filter(|rare| !rare.pending.is_empty()) else { return false };
         for message in rare.pending.drain(..MESSAGES_AT_A_TIME.min(rare.pending.len())) {
             rare.pending_bytes -= message.len() as u64;

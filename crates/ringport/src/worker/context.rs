@@ -362,12 +362,12 @@ impl Context {
         }
     }
 
-    /// Reads the engine's clock.
+    /// Takes over the engine's clock, and collects the timers that are due.
     #[inline]
     pub(super) fn set_now(&mut self, now: Instant) {
         self.now = now;
         self.aio.set_now(now);
-        self.clock = now.saturating_duration_since(self.started).as_millis() as u32;
+        self.clock = self.timers.expire(now) as u32;
     }
 
     /// Ids of all sessions, in the order of their slots.

@@ -127,9 +127,9 @@ impl<T> Mailbox<T> {
         sleep
     }
 
-    /// Says that the worker is awake, whatever woke it.
-    pub(crate) fn awake(&self) {
-        self.sleeping.swap(false, Ordering::AcqRel);
+    /// Says that the worker is awake, whatever woke it, and returns whether nobody has rung.
+    pub(crate) fn awake(&self) -> bool {
+        self.sleeping.swap(false, Ordering::AcqRel)
     }
 
     /// Accepts nothing from now on and drops what is left. For the worker, at its end.

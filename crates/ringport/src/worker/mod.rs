@@ -195,26 +195,33 @@ impl<E: Engine> Worker<E> {
     /// Only what ends the worker: the engine cannot go on.
     pub(crate) fn turn(&mut self, deadline: Option<Instant>) -> io::Result<()> {
         let _entered = self.context.aio.enter();
+        self.turn_entered(deadline)
+    }
+
+    /// A turn of a worker whose runtime is this thread's.
+    fn turn_entered(&mut self, deadline: Option<Instant>) -> io::Result<()> {
         let context = &self.context;
         let busy = !context.dirty.is_empty()
             || !context.later.is_empty()
             || !context.done.is_empty()
             || !self.udp_writable.is_empty()
             || self.has_ready_tasks();
-        if busy || !self.mailbox.prepare_sleep() {
-            self.engine.wait(Some(self.context.now))?;
-        } else {
+        let sleeps = !busy && self.mailbox.prepare_sleep();
+        let until = if sleeps {
             let timer = self.context.timers.next_deadline();
-            let until = deadline.into_iter().chain(timer).min();
-            self.engine.wait(until)?;
-        }
-        self.mailbox.awake();
+            deadline.map_or(timer, |deadline| Some(timer.map_or(deadline, |timer| timer.min(deadline))))
+        } else {
+            Some(self.context.now)
+        };
+        self.engine.wait(until)?;
+        // Whoever has pushed a message while this thread slept has rung, or is about to and finds it awake: then the
+        // message is seen before the next sleep.
+        let may_have_letters = !(sleeps && self.mailbox.awake());
         self.context.set_now(self.engine.now());
-        self.context.timers.expire(self.context.now);
         if let Some(within) = self.context.remote.stop_within() {
             self.shut_down(within);
         }
-        let mut letters = LETTERS_PER_TURN;
+        let mut letters = if may_have_letters { LETTERS_PER_TURN } else { 0 };
         while catch_unwind(AssertUnwindSafe(|| self.work(&mut letters))).is_err() {
             self.after_panic();
         }
@@ -224,8 +231,9 @@ impl<E: Engine> Worker<E> {
 
     /// Runs until everything has ended.
     pub(crate) fn run(&mut self) -> io::Result<()> {
+        let _entered = self.context.aio.enter();
         while !self.is_finished() {
-            self.turn(None)?;
+            self.turn_entered(None)?;
         }
         Ok(())
     }

@@ -70,10 +70,10 @@ impl<E: Engine> Worker<E> {
     /// Polls the tasks that are ready now. What gets ready meanwhile has its turn in the next one, so that a task that
     /// wakes itself does not keep the worker from its connections.
     pub(super) fn run_tasks(&mut self) {
-        let runtime = Rc::clone(&self.context.aio);
-        if runtime.is_quiet() {
+        if !self.has_ready_tasks() {
             return;
         }
+        let runtime = Rc::clone(&self.context.aio);
         for _ in 0..runtime.collect() {
             runtime.poll_ready();
         }

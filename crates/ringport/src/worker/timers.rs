@@ -128,10 +128,15 @@ impl Timers {
         self.wheel.next_deadline()
     }
 
-    /// Collects the timers due at `now`; [`Timers::next_expired`] hands them out.
-    pub(super) fn expire(&mut self, now: Instant) {
-        self.wheel.expire(now, &mut self.fresh);
-        self.expired.extend(self.fresh.drain(..));
+    /// Collects the timers due at `now`; [`Timers::next_expired`] hands them out. Returns the whole milliseconds since these
+    /// timers began.
+    #[inline]
+    pub(super) fn expire(&mut self, now: Instant) -> u64 {
+        let clock = self.wheel.expire(now, &mut self.fresh);
+        if !self.fresh.is_empty() {
+            self.expired.extend(self.fresh.drain(..));
+        }
+        clock
     }
 
     /// The next timer that is due, in order. One at a time, so that a callback that panics costs no other timer.

@@ -19,6 +19,7 @@
 //! other, and to fire one of a million timers cost three to four times as much. A list that is emptied keeps room for [`KEPT`] timers and gives more back, so that a wheel with few timers at a
 //! time soon allocates nothing, and a large one at most once for each doubling of a list.
 
+use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 const LEVELS: usize = 5;
@@ -55,6 +56,8 @@ pub(crate) struct Wheel<T: Copy> {
     entries: Vec<Entry>,
     /// First entry that is not in use, chained by `place`.
     free: u32,
+    /// What [`Wheel::next_deadline`] said last, until a list gets its first entry or loses its last. It is asked every turn.
+    next: Cell<Option<Option<Instant>>>,
 }
 
 /// A timer in a list.
@@ -87,6 +90,7 @@ impl<T: Copy> Wheel<T> {
             lists: vec![Vec::new(); DUE + 1],
             entries: Vec::new(),
             free: NONE,
+            next: Cell::new(None),
         }
     }
 
@@ -118,18 +122,38 @@ impl<T: Copy> Wheel<T> {
 
     /// When [`Wheel::expire`] should be called next: never later than the first deadline (rounded up to a tick), and
     /// earlier when timers only move down a level then. `None` if no timer is set.
+    #[inline]
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
+        if let Some(next) = self.next.get() {
+            return next;
+        }
+        let next = self.find_next_deadline();
+        self.next.set(Some(next));
+        next
+    }
+
+    fn find_next_deadline(&self) -> Option<Instant> {
         let tick = if self.lists[DUE].is_empty() { self.next_slot()?.0 } else { self.current };
         // A deadline that the clock cannot express never comes.
         self.origin.checked_add(Duration::from_millis(tick))
     }
 
-    /// Moves the values of all timers that are due at `now` to the end of `out`, in the order of their ticks.
+    /// Moves the values of all timers that are due at `now` to the end of `out`, in the order of their ticks. Returns the
+    /// whole milliseconds between the beginning of the wheel's time and `now`.
     ///
     /// None fires before its deadline, and none later than the first call at least one tick after it. A `now` before
     /// that of the last call counts as that.
-    pub(crate) fn expire(&mut self, now: Instant, out: &mut Vec<T>) {
-        let target = self.tick_before(now).max(self.current);
+    #[inline]
+    pub(crate) fn expire(&mut self, now: Instant, out: &mut Vec<T>) -> u64 {
+        let tick = self.tick_before(now);
+        // Most turns are shorter than a tick.
+        if tick > self.current || !self.lists[DUE].is_empty() {
+            self.expire_until(tick.max(self.current), out);
+        }
+        tick
+    }
+
+    fn expire_until(&mut self, target: u64, out: &mut Vec<T>) {
         self.fire(DUE, out);
         while let Some((tick, level, slot)) = self.next_slot().filter(|(tick, ..)| *tick <= target) {
             self.current = tick;
@@ -231,6 +255,7 @@ impl<T: Copy> Wheel<T> {
     }
 
     fn set_occupied(&mut self, list: usize, occupied: bool) {
+        self.next.set(None);
         if list == DUE {
             return;
         }

@@ -39,6 +39,7 @@ impl ReadinessEngine {
     }
 
     /// Looks whether the connect was answered.
+    #[cold]
     pub(super) fn finish_connect(&mut self, id: ConnId) -> Option<Event> {
         let conn = self.conns.get_mut(id)?;
         if let Some(error) = conn.failure.take() {

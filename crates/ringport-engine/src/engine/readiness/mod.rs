@@ -1,15 +1,19 @@
 //! epoll and kqueue, both through `mio::Poll`: the kernel says what is ready, plain calls do the work.
 //!
 //! ```text
-//! wait:  Poll ─► flags of the connections ─► ready list
-//! next:  first of the ready list ─► send what is in flight ─► receive once ─► one event
+//! wait:  Poll ─► edges
+//! next:  ready list, then edges ─► flags of the connection ─► send what is in flight ─► receive once ─► one event
 //! ```
 //!
-//! **Edges are remembered, not acted upon.** [`wait`](Engine::wait) turns what the kernel reports into flags of the
-//! connections and appends those that can do something to the ready list. The list is the only order there is:
-//! what was left over from the last turn comes before what is new, a connection that used up its budget goes to the
-//! end, and an entry whose connection is gone is recognised by its generation. As flags can only be too optimistic, a
-//! spurious event costs one call and nothing else.
+//! **Edges are remembered, not acted upon.** [`wait`](Engine::wait) only notes what the kernel reports. In
+//! [`next`](Engine::next) an edge becomes flags of its connection, which goes on at once if it can. Whoever has more to do
+//! than its share of a turn, or is asked for something outside its own event, goes to the end of the ready list. What is
+//! there when a turn begins, and edges that the last turn did not come to, come before what is new; an entry or an edge
+//! whose connection is gone is recognised by its generation. As flags can only be too optimistic, a spurious event costs
+//! one call and nothing else.
+//!
+//! **One case has a way of its own:** bytes on a connection that does nothing but receive (`receive_fresh`). It is nearly
+//! every event of a busy server, and takes one lookup where the general way takes several.
 //!
 //! **A call is made when its event is asked for.** [`next`](Engine::next) receives once and returns the bytes, so that
 //! the caller answers from a slot that is still in the processor's cache before anything else is read. Translating

@@ -4,7 +4,7 @@ use std::os::fd::AsFd;
 
 use super::ReadinessEngine;
 use super::wait::Ready;
-use crate::buffer::SlotClass;
+use crate::buffer::{Buf, SlotClass};
 use crate::engine::contract::{Event, Want};
 use crate::engine::direct::{self, Received};
 use crate::id::ConnId;
@@ -28,8 +28,31 @@ impl ReadinessEngine {
         }
     }
 
-    /// Receives once, if that is wanted and the connection's share of the turn is not used up.
+    /// Receives from the next connection in the case that counts. Whatever is found instead of bytes is left to
+    /// [`receive_next`](Self::receive_next), which finds it again.
     #[inline]
+    pub(super) fn receive_fresh(&mut self) -> Option<(ConnId, Buf)> {
+        let Self { turn, conns, pool, stats, .. } = self;
+        let (id, conn) = turn.fresh(conns)?;
+        match direct::receive(conn.socket.as_ref()?.as_fd(), pool, &mut stats.calls) {
+            Received::Data { buf, full } => {
+                turn.saw_edge();
+                conn.readable = full;
+                if full {
+                    turn.current = Some(Ready::Conn(id));
+                    turn.used = buf.len();
+                }
+                Some((id, buf))
+            }
+            Received::Failed(error) => {
+                conn.fail(error); // An error is told only once.
+                None
+            }
+            _ => None,
+        }
+    }
+
+    /// Receives once, if that is wanted and the connection's share of the turn is not used up.
     pub(super) fn receive_next(&mut self, id: ConnId) -> Step {
         let Some(conn) = self.conns.get_mut(id).filter(|conn| conn.may_receive()) else { return Step::Drained };
         let Some(socket) = &conn.socket else { return Step::Drained };
@@ -41,6 +64,10 @@ impl ReadinessEngine {
             Received::Data { buf, full } => {
                 self.turn.used += buf.len();
                 conn.readable = full || conn.to_end;
+                if !conn.readable {
+                    // Nothing is left to be looked for. Whatever the caller asks for now makes an entry of its own.
+                    self.turn.current = None;
+                }
                 Step::Event(Event::Received { conn: id, buf })
             }
             Received::Empty => {

@@ -39,6 +39,7 @@ impl ReadinessEngine {
     }
 
     /// Sends more of the record.
+    #[inline(never)]
     pub(super) fn continue_send(&mut self, id: ConnId) -> Option<Event> {
         let conn = self.conns.get_mut(id)?;
         conn.writable = false;

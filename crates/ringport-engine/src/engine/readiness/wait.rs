@@ -12,7 +12,7 @@ use super::receive::Step;
 use super::{Conn, ReadinessEngine};
 use crate::engine::contract::Event;
 use crate::engine::datagram::Port;
-use crate::id::{ConnId, Id, ListenerId, UdpId};
+use crate::id::{ConnId, Id, ListenerId, Table, UdpId};
 
 /// A deadline at least this far away is left to the alarm, where there is one: it is set once, and thousands of turns
 /// pass without a timeout of their own, which would start and stop a timer of the kernel each time.
@@ -67,12 +67,41 @@ pub(super) enum Ready {
     Udp(UdpId),
 }
 
+/// What the kernel reported of one socket, in the words of this file.
+struct Edge {
+    token: Token,
+    flags: u8,
+}
+
+/// The socket failed.
+const BROKEN: u8 = 1;
+/// No edge follows for what is there to be received: a receive that does not fill its buffer is not the last.
+const TO_END: u8 = 2;
+const READABLE: u8 = 4;
+const WRITABLE: u8 = 8;
+
+impl Edge {
+    #[inline]
+    fn of(event: &mio::event::Event) -> Self {
+        let flag = |flag, is: bool| if is { flag } else { 0 };
+        let broken = event.is_error();
+        let ended = broken || event.is_read_closed() || event.is_priority();
+        let readable = ended || event.is_readable();
+        let writable = broken || event.is_writable() || event.is_write_closed();
+        let flags = flag(BROKEN, broken) | flag(TO_END, ended) | flag(READABLE, readable) | flag(WRITABLE, writable);
+        Self { token: event.token(), flags }
+    }
+}
+
 /// The order of work.
 #[derive(Default)]
 pub(super) struct Turn {
     ready: VecDeque<Ready>,
     /// How many of `ready` belong to this turn. What is appended during the turn waits for the next one.
     left: usize,
+    /// What the kernel reported last, and how much of that has been looked at. It comes after what was left over.
+    edges: Vec<Edge>,
+    edges_seen: usize,
     /// Events that this turn may still deliver.
     events_left: usize,
     /// What is being served.
@@ -103,14 +132,43 @@ impl Turn {
         }
     }
 
+    /// The connection that is next, if the kernel reported nothing but bytes of it and nothing else is to be done for it: the
+    /// case that counts.
+    #[inline]
+    pub(super) fn fresh<'a>(&self, conns: &'a mut Table<Conn>) -> Option<(ConnId, &'a mut Conn)> {
+        if self.woken || self.left > 0 || self.current.is_some() {
+            return None;
+        }
+        let &Edge { token, flags } = self.edges.get(self.edges_seen)?;
+        let (_, slot) = Target::of(token);
+        let (id, conn) = conns.slot_mut::<ConnId>(slot)?;
+        let fresh = Target::Conn.token(id) == token && flags & !WRITABLE == READABLE && conn.only_receives();
+        fresh.then_some((id, conn))
+    }
+
+    /// What the kernel reported of the next socket has been worked off.
+    #[inline]
+    pub(super) fn saw_edge(&mut self) {
+        self.edges_seen += 1;
+    }
+
+    /// Whether something that the kernel reported has not been looked at.
+    #[inline]
+    fn has_edges(&self) -> bool {
+        self.edges_seen < self.edges.len()
+    }
+
     fn has_leftovers(&self) -> bool {
-        self.current.is_some() || !self.ready.is_empty() || !self.farewells.is_empty() || self.woken
+        self.current.is_some() || !self.ready.is_empty() || self.has_edges() || !self.farewells.is_empty() || self.woken
     }
 }
 
 impl ReadinessEngine {
     pub(super) fn begin_turn(&mut self, deadline: Option<Instant>) -> io::Result<()> {
         self.stats.waits += 1;
+        if self.turn.has_edges() {
+            self.keep_edges();
+        }
         self.feed_starved();
         self.udp.feed_starved(&mut self.turn);
         self.udp.flush(&mut self.turn, &mut self.stats);
@@ -200,42 +258,64 @@ impl ReadinessEngine {
         Some(left)
     }
 
-    /// Turns what the kernel reported into flags and entries of the ready list.
+    /// Puts those that the last turn did not come to into the ready list, before the kernel reports anew.
+    #[cold]
+    fn keep_edges(&mut self) {
+        while self.turn.has_edges() {
+            match self.next_edge() {
+                Some(Ready::Conn(id)) => self.queue(id),
+                Some(Ready::Listener(id)) => {
+                    if let Some(listener) = self.listeners.get_mut(id) {
+                        self.turn.queue_listener(id, listener);
+                    }
+                }
+                // Ports are put into the list as soon as they are reported.
+                Some(Ready::Udp(_)) | None => {}
+            }
+        }
+    }
+
+    /// Takes over what the kernel reported.
     fn note_events(&mut self) {
-        let Self { events, conns, listeners, udp, turn, alarm_at, stats, .. } = self;
+        let Self { events, udp, turn, alarm_at, stats, .. } = self;
+        turn.edges.clear();
+        turn.edges_seen = 0;
         for event in &*events {
             let token = event.token();
-            let (target, slot) = Target::of(token);
-            match target {
-                Some(Target::Conn) => {
-                    if let Some((id, conn)) = conns.slot_mut::<ConnId>(slot)
-                        && Target::Conn.token(id) == token
-                        && conn.note(event)
-                    {
-                        turn.queue(id, conn);
-                    }
-                }
-                Some(Target::Listener) => {
-                    if let Some((id, listener)) = listeners.slot_mut::<ListenerId>(slot)
-                        && Target::Listener.token(id) == token
-                    {
-                        listener.readable = true;
-                        if listener.may_accept() {
-                            turn.queue_listener(id, listener);
-                        }
-                    }
-                }
-                Some(Target::Udp) => {
+            match Target::of(token) {
+                (Some(Target::Conn | Target::Listener), _) => turn.edges.push(Edge::of(event)),
+                (Some(Target::Udp), slot) => {
                     if let Some((id, port)) = udp.at(slot, token)
                         && port.note(event, stats)
                     {
                         turn.queue_port(id, port);
                     }
                 }
-                Some(Target::Waker) => turn.woken = true,
-                Some(Target::Alarm) => *alarm_at = None,
-                None => {}
+                (Some(Target::Waker), _) => turn.woken = true,
+                (Some(Target::Alarm), _) => *alarm_at = None,
+                (None, _) => {}
             }
+        }
+    }
+
+    /// Turns what the kernel reported of the next socket into its flags. Says which it is, if it can go on and does not stand
+    /// in the ready list anyway.
+    fn next_edge(&mut self) -> Option<Ready> {
+        let Self { turn, conns, listeners, .. } = self;
+        let &Edge { token, flags } = turn.edges.get(turn.edges_seen)?;
+        turn.edges_seen += 1;
+        let (target, slot) = Target::of(token);
+        match target {
+            Some(Target::Conn) => {
+                let (id, conn) = conns.slot_mut::<ConnId>(slot).filter(|(id, _)| Target::Conn.token(*id) == token)?;
+                (conn.note(flags) && !conn.queued).then_some(Ready::Conn(id))
+            }
+            Some(Target::Listener) => {
+                let (id, listener) = listeners.slot_mut::<ListenerId>(slot)?;
+                listener.readable |= Target::Listener.token(id) == token;
+                (listener.may_accept() && !listener.queued).then_some(Ready::Listener(id))
+            }
+            _ => None,
         }
     }
 
@@ -259,13 +339,16 @@ impl ReadinessEngine {
         if self.turn.events_left == 0 {
             return None;
         }
-        let event = self.produce()?;
+        let event = match self.receive_fresh() {
+            Some((conn, buf)) => Event::Received { conn, buf },
+            None => self.produce()?,
+        };
         self.turn.events_left -= 1;
         self.stats.events += 1;
         Some(event)
     }
 
-    #[inline]
+    #[inline(never)]
     fn produce(&mut self) -> Option<Event> {
         if std::mem::take(&mut self.turn.woken) {
             return Some(Event::Woken);
@@ -288,33 +371,35 @@ impl ReadinessEngine {
 
     /// Goes on to the next entry of this turn, if there is one.
     fn serve_next(&mut self) -> bool {
-        self.turn.current = None;
         self.turn.used = 0;
-        if self.turn.left == 0 {
-            return false;
+        if self.turn.left > 0 {
+            self.turn.current = self.next_left_over();
+            return true;
         }
+        while self.turn.has_edges() {
+            self.turn.current = self.next_edge();
+            if self.turn.current.is_some() {
+                return true;
+            }
+        }
+        self.turn.current = None;
+        false
+    }
+
+    #[cold]
+    fn next_left_over(&mut self) -> Option<Ready> {
         self.turn.left -= 1;
-        self.turn.current = self.turn.ready.pop_front();
-        match self.turn.current {
-            Some(Ready::Conn(id)) => {
-                if let Some(conn) = self.conns.get_mut(id) {
-                    conn.queued = false;
-                }
-            }
-            Some(Ready::Listener(id)) => {
-                if let Some(listener) = self.listeners.get_mut(id) {
-                    listener.queued = false;
-                }
-            }
-            Some(Ready::Udp(id)) => self.udp.unqueue(id),
-            None => return false,
+        let ready = self.turn.ready.pop_front()?;
+        match ready {
+            Ready::Conn(id) => self.conns.get_mut(id)?.queued = false,
+            Ready::Listener(id) => self.listeners.get_mut(id)?.queued = false,
+            Ready::Udp(id) => self.udp.unqueue(id),
         }
-        true
+        Some(ready)
     }
 
     /// The next thing that a connection has to say. What is in flight goes first: it may make room for the answer to
     /// what is received next.
-    #[inline]
     fn advance(&mut self, id: ConnId) -> Option<Event> {
         let conn = self.conns.get_mut(id)?;
         conn.socket.as_ref()?;
@@ -336,7 +421,7 @@ impl ReadinessEngine {
     }
 
     /// Ends a connection that has failed and has nothing more to deliver.
-    #[inline]
+    #[cold]
     fn end_if_failed(&mut self, id: ConnId) -> Option<Event> {
         let conn = self.conns.get_mut(id)?;
         if conn.broken && conn.peer_closed {
@@ -352,17 +437,22 @@ impl ReadinessEngine {
 }
 
 impl Conn {
-    /// Takes over what the kernel reported, and says whether the connection can go on now.
+    /// Whether it does nothing but receive: nothing is in flight, nothing failed, and it has no place in any list.
     #[inline]
-    fn note(&mut self, event: &mio::event::Event) -> bool {
-        let broken = event.is_error();
-        let ended = broken || event.is_read_closed() || event.is_priority();
-        self.broken |= broken;
-        self.to_end |= ended;
-        self.readable |= ended || event.is_readable();
+    fn only_receives(&self) -> bool {
+        let lists = self.queued | self.starved;
+        let ending = self.to_end | self.peer_closed | self.failure.is_some();
+        let sending = self.connecting | self.record.is_some();
+        self.receiving & !(lists | ending | sending)
+    }
+
+    /// Takes over what the kernel reported, and says whether the connection can go on now.
+    fn note(&mut self, flags: u8) -> bool {
+        self.broken |= flags & BROKEN != 0;
+        self.to_end |= flags & TO_END != 0;
+        self.readable |= flags & READABLE != 0;
         // Most events say that there is room. It counts only for who was refused before.
-        let writable = broken || event.is_writable() || event.is_write_closed();
-        self.writable |= writable && (self.connecting || self.record.is_some());
+        self.writable |= flags & WRITABLE != 0 && (self.connecting || self.record.is_some());
         self.writable || (self.may_receive() && !self.starved) || (self.broken && self.peer_closed)
     }
 }
