@@ -52,6 +52,7 @@ class CannotMeasure(Exception):
 
 def main():
     options = parse_arguments()
+    ratios.NOISE_PCT = options.noise
     try:
         files = options.analyse or measure(options)
         runs = ratios.Runs.read(files)
@@ -79,6 +80,7 @@ def parse_arguments():
     add("--servers", default=",".join(SERVERS), help="only these servers (default: %(default)s)")
     target = os.environ.get("CARGO_TARGET_DIR", os.path.join(ROOT, "target"))
     add("--target", default=target, metavar="DIR", help="cargo's folder, where the servers are built (default: %(default)s)")
+    add("--noise", type=float, default=ratios.NOISE_PCT, metavar="PCT", help="drop runs during which other work used more than this much of a core (default: %(default)s)")
     add("--markdown", default="", metavar="FILE", help="write the report there, too")
     add("--analyse", nargs="+", default=[], metavar="FILE", help="measure nothing, report on these results")
     options = parser.parse_args()
