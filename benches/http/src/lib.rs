@@ -1,5 +1,7 @@
 //! What both servers have in common, so that they differ in the runtime alone.
 
+#![forbid(unsafe_code)]
+
 use std::convert::Infallible;
 use std::time::Duration;
 

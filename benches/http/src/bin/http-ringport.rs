@@ -1,5 +1,7 @@
 //! hyper on ringport: one worker.
 
+#![forbid(unsafe_code)]
+
 use std::io;
 use std::sync::Arc;
 

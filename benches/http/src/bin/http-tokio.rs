@@ -1,5 +1,7 @@
 //! hyper on tokio: its scheduler for one thread, and hyper's own adapters for it.
 
+#![forbid(unsafe_code)]
+
 use std::sync::Arc;
 
 use http_peers::{Settings, answer};
