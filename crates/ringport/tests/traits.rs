@@ -3,6 +3,7 @@
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use ringport::aio::{self, Listener};
 use ringport::{Bytes, Server, Stream, block_on};
@@ -90,7 +91,7 @@ fn bytes_go_out_and_come_in_without_a_copy() {
             let data = Bytes::from(pattern(30_000));
             stream.send(data.clone()).await?;
             let mut back = vec![0; data.len()];
-            aio::timeout(std::time::Duration::from_secs(10), stream.read_exact(&mut back)).await??;
+            aio::timeout(Duration::from_secs(10), stream.read_exact(&mut back)).await??;
             assert!(back == data);
             stream.shutdown().await
         },
@@ -151,4 +152,100 @@ fn a_tower_service_serves_connections() {
         io::Read::read_to_string(&mut stream, &mut text).expect("it answers");
         assert_eq!(text, number.to_string());
     }
+}
+
+/// A server by hyper; `timeout` is for the head of a request.
+async fn http(stream: Stream, timeout: Duration, body: Bytes) -> io::Result<()> {
+    let answer = hyper::service::service_fn(move |_| {
+        let body = http_body_util::Full::new(body.clone());
+        async { Ok::<_, std::convert::Infallible>(hyper::Response::new(body)) }
+    });
+    let mut server = hyper::server::conn::http1::Builder::new();
+    server.timer(ringport::aio::compat::hyper::TaskTimer).header_read_timeout(timeout);
+    server.serve_connection(stream, answer).await.map_err(io::Error::other)
+}
+
+/// The body of the next answer.
+async fn answer(stream: &mut Stream, held: &mut Vec<u8>) -> io::Result<Vec<u8>> {
+    loop {
+        if let Some(head) = held.windows(4).position(|bytes| bytes == b"\r\n\r\n") {
+            let text = String::from_utf8_lossy(&held[..head]).to_lowercase();
+            let length = text.lines().find_map(|line| line.strip_prefix("content-length: ")).expect("it has a length");
+            let end = head + 4 + length.parse::<usize>().expect("it is a number");
+            if held.len() >= end {
+                let rest = held.split_off(end);
+                return Ok(std::mem::replace(held, rest).split_off(head + 4));
+            }
+        }
+        held.extend_from_slice(&stream.recv().await?.ok_or(io::ErrorKind::UnexpectedEof)?);
+    }
+}
+
+const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: here\r\n\r\n";
+
+/// Answers that are larger than what may be queued, to a peer that has asked for many at once and reads them late.
+#[test]
+fn hyper_answers_in_order_and_whole() {
+    let body = Bytes::from(pattern(700_000));
+    let served = body.clone();
+    pair(
+        move |stream| http(stream, Duration::from_secs(30), served),
+        |mut stream| async move {
+            stream.send(Bytes::from(REQUEST.repeat(20))).await?;
+            aio::sleep(Duration::from_millis(50)).await;
+            let mut held = Vec::new();
+            for number in 0..20 {
+                assert!(answer(&mut stream, &mut held).await? == body, "answer {number}");
+            }
+            stream.shutdown().await
+        },
+    );
+}
+
+/// The deadline of a head that never ends counts from its own beginning, however many were in time before.
+#[test]
+fn hyper_ends_a_head_that_takes_too_long() {
+    let timeout = Duration::from_millis(400);
+    pair(
+        move |stream| async move {
+            let late = http(stream, timeout, Bytes::from_static(b"x")).await.expect_err("the head never ends");
+            assert!(late.to_string().contains("timeout") || format!("{late:?}").contains("Timeout"), "{late:?}");
+            Ok(())
+        },
+        move |mut stream| async move {
+            let mut held = Vec::new();
+            let mut begin = aio::now();
+            for _ in 0..5 {
+                begin = aio::now();
+                stream.send(REQUEST).await?;
+                assert_eq!(answer(&mut stream, &mut held).await?, b"x");
+            }
+            stream.send(&REQUEST[..10]).await?;
+            // Whether with a word or without one: the server hangs up, and not before the time.
+            while let Ok(Some(_)) = stream.recv().await {}
+            assert!(aio::now() - begin >= timeout, "{:?}", aio::now() - begin);
+            Ok(())
+        },
+    );
+}
+
+/// A sleep of hyper's timer ends on whatever thread it is waited for, and can be set anew.
+#[test]
+fn hyper_sleeps_on_other_threads_too() {
+    use hyper::rt::Timer;
+    use ringport::aio::compat::hyper::TaskTimer;
+    block_on(async {
+        let mut sleep = TaskTimer.sleep(Duration::from_secs(3600));
+        assert!(aio::timeout(Duration::from_millis(5), &mut sleep).await.is_err());
+        TaskTimer.reset(&mut sleep, aio::now() + Duration::from_millis(20));
+        let waiting = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("it builds");
+            runtime.block_on(async { tokio::time::timeout(Duration::from_secs(20), sleep).await.is_ok() })
+        });
+        while !waiting.is_finished() {
+            aio::sleep(Duration::from_millis(2)).await;
+        }
+        assert!(waiting.join().expect("it does not panic"), "the sleep ended");
+    })
+    .expect("an engine works");
 }

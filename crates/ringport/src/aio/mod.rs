@@ -71,7 +71,7 @@ pub(crate) use datagram::{DatagramCell, receiving, serving as serving_datagrams}
 pub(crate) use listener::ListenerCell;
 pub(crate) use runtime::{Request, Runtime};
 pub(crate) use service::{Streams, running, serving};
-pub(crate) use time::SleepId;
+pub(crate) use time::SleepTimer;
 
 use crate::address::IntoAddress;
 use crate::error::Result;

@@ -144,9 +144,39 @@ impl Runtime {
     ///
     /// On any other thread. `what` names the caller.
     pub(super) fn current(what: &str) -> Rc<Self> {
-        CURRENT.with(|current| current.borrow().clone()).unwrap_or_else(|| {
-            panic!("`{what}` works on the thread of a ringport worker only: inside of a task, or below `block_on`")
+        Self::with(what, Rc::clone)
+    }
+
+    /// Does something with the runtime of the worker that has its turn on this thread.
+    ///
+    /// # Panics
+    ///
+    /// As [`Self::current`].
+    pub(super) fn with<R>(what: &str, action: impl FnOnce(&Rc<Self>) -> R) -> R {
+        CURRENT.with(|current| match current.borrow().as_ref() {
+            Some(runtime) => action(runtime),
+            None => {
+                panic!("`{what}` works on the thread of a ringport worker only: inside of a task, or below `block_on`")
+            }
         })
+    }
+
+    /// Does something with the runtime of the worker that `home` belongs to, if that has its turn on this thread.
+    #[cfg(feature = "hyper")]
+    pub(super) fn at_home<R>(home: &Arc<Woken>, action: impl FnOnce(&Rc<Self>) -> R) -> Option<R> {
+        CURRENT
+            .try_with(|current| {
+                let current = current.borrow();
+                current.as_ref().filter(|runtime| Arc::ptr_eq(&runtime.woken, home)).map(action)
+            })
+            .ok()
+            .flatten()
+    }
+
+    /// What tells this worker from all others, on any thread.
+    #[cfg(feature = "hyper")]
+    pub(super) fn home(&self) -> Arc<Woken> {
+        Arc::clone(&self.woken)
     }
 
     /// Makes this the runtime of the thread until the guard is dropped.

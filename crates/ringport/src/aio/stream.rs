@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::future::{Future, poll_fn};
-use std::io;
+use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -231,7 +231,12 @@ impl OwnedWriter {
 
     /// As [`Self::send`] of a copy, for those who write futures by hand: all of `data` is queued, or it waits.
     pub fn poll_write(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        poll_write(&self.cell, cx, data)
+        self.cell.poll_write(cx, [data])
+    }
+
+    /// As [`Self::poll_write`] of several buffers, one behind the other, as far as there is room.
+    pub fn poll_write_vectored(&mut self, cx: &mut Context<'_>, pieces: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        self.cell.poll_write(cx, pieces.iter().map(|piece| &**piece))
     }
 
     /// As [`Self::flush`], for those who write futures by hand.
@@ -251,9 +256,6 @@ impl OwnedWriter {
         Poll::Ready(data.take().map_or(Ok(()), |data| self.cell.push(data)))
     }
 }
-
-/// Most bytes copied by one call of `poll_write`. More at a time would pass the limits by.
-const WRITE_MAX: usize = 64 * 1024;
 
 async fn read(cell: &Rc<StreamCell>, to: &mut [u8]) -> io::Result<usize> {
     cell.begin_read();
@@ -280,13 +282,6 @@ async fn flush(cell: &Rc<StreamCell>) -> io::Result<()> {
     cell.begin_write();
     let number = cell.ask_flush();
     poll_fn(|cx| cell.poll_flushed(number, cx)).await
-}
-
-fn poll_write(cell: &Rc<StreamCell>, cx: &Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-    ready!(cell.poll_room(cx))?;
-    let data = &data[..data.len().min(WRITE_MAX)];
-    cell.write(data);
-    Poll::Ready(Ok(data.len()))
 }
 
 impl Stream {
@@ -431,7 +426,12 @@ impl Stream {
 
     /// As [`OwnedWriter::poll_write`].
     pub fn poll_write(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        poll_write(self.cell(), cx, data)
+        self.cell().poll_write(cx, [data])
+    }
+
+    /// As [`OwnedWriter::poll_write_vectored`].
+    pub fn poll_write_vectored(&mut self, cx: &mut Context<'_>, pieces: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        self.cell().poll_write(cx, pieces.iter().map(|piece| &**piece))
     }
 
     /// As [`OwnedWriter::poll_send`].
@@ -443,6 +443,12 @@ impl Stream {
     /// As [`Self::flush`], for those who write futures by hand.
     pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.cell().poll_flush(cx)
+    }
+
+    /// Waits until no more than the high mark is queued.
+    #[cfg(feature = "hyper")]
+    pub(super) fn poll_below_mark(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.cell().poll_below_mark(cx)
     }
 
     /// As [`Self::shutdown`], for those who write futures by hand.

@@ -65,6 +65,28 @@ impl Woken {
     }
 }
 
+/// What became of something that was to be started on a worker.
+#[cfg(feature = "hyper")]
+pub(super) enum Started {
+    Yes,
+    /// The mailbox is full for now.
+    Full,
+    /// The worker has ended.
+    Gone,
+}
+
+#[cfg(feature = "hyper")]
+impl Woken {
+    /// Has the worker do something, from any thread.
+    pub(super) fn start(&self, what: impl FnOnce() + Send + 'static) -> Started {
+        match self.mailbox.push(Letter::Start(Box::new(what))) {
+            Ok(()) => Started::Yes,
+            Err(_) if self.mailbox.is_closed() => Started::Gone,
+            Err(_) => Started::Full,
+        }
+    }
+}
+
 /// What a task's waker points to.
 pub(super) struct TaskWaker {
     pub(super) woken: Arc<Woken>,

@@ -50,6 +50,8 @@ pub(crate) use service::{Call, Factory, Happening, Service, factory};
 pub use timers::TimerId;
 use timers::{Timer, Timers};
 pub(crate) use wheel::TimerKey;
+#[cfg(test)]
+pub(crate) use wheel::Wheel;
 
 pub(crate) use self::accept::Share;
 use self::drain::Drain;

@@ -56,12 +56,14 @@ impl Context {
     }
 
     fn set_sleeps(&mut self) {
-        while let Some((sleep, until)) = self.aio.next_sleep() {
-            let key = self.timers.insert(until, Timer::Sleep(sleep));
-            self.aio.sleep_set(sleep, key);
-        }
-        while let Some(key) = self.aio.next_stale_timer() {
-            self.timers.cancel(key);
+        while let Some(change) = self.aio.next_timer_change() {
+            if let Some(key) = change.cancel {
+                self.timers.cancel(key);
+            }
+            if let Some((sleep, at)) = change.set {
+                let key = self.timers.insert(at, Timer::Sleep(sleep));
+                self.aio.timer_set(sleep, at, key);
+            }
         }
     }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use ringport_engine::{ConnId, UdpId};
 
 use super::wheel::{TimerKey, Wheel};
-use crate::aio::SleepId;
+use crate::aio::SleepTimer;
 
 /// Handle of a timer. A stale one does nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -28,8 +28,8 @@ pub(super) enum Timer {
     Race(u32),
     /// A timer of the user.
     User(TimerId),
-    /// A sleep of a task.
-    Sleep(SleepId),
+    /// A sleep of a task may be over.
+    Sleep(SleepTimer),
     /// The handlers' background tick.
     Tick,
     /// Look which peers of a datagram socket are silent.

@@ -22,6 +22,7 @@ stages! {
     deadlines_end_one_operation_only,
     refused_and_reset_connections_say_so,
     sleeps_and_ticks_come_in_order,
+    deadlines_begun_anew_wait_for_their_own_time,
     a_large_send_goes_through_a_small_limit,
     both_ends_learn_of_each_other,
 }
@@ -334,6 +335,31 @@ fn sleeps_and_ticks_come_in_order(stage: &Stage) {
             sleeper.await.expect("it ends by itself");
         }
         assert_eq!(*order.borrow(), [20, 40, 60]);
+        Ok(())
+    });
+}
+
+/// One deadline after another, each given up and the next begun in the same poll: none may end at the time of an earlier
+/// one, nor only at that of a later one.
+fn deadlines_begun_anew_wait_for_their_own_time(stage: &Stage) {
+    play(stage, echo, async |_| {
+        let milliseconds = Duration::from_millis;
+        let mut deadline = aio::sleep(milliseconds(30));
+        for _ in 0..8 {
+            let early = aio::timeout(milliseconds(10), &mut deadline).await;
+            assert!(early.is_err() || aio::now() >= deadline.deadline(), "it ended before its time");
+            deadline.reset(aio::now() + milliseconds(30));
+        }
+        let until = deadline.deadline();
+        deadline.await;
+        assert!(aio::now() >= until);
+        for _ in 0..3 {
+            let begin = aio::now();
+            aio::timeout(Duration::from_secs(3600), aio::yield_now()).await?;
+            aio::sleep(milliseconds(5)).await;
+            let took = aio::now() - begin;
+            assert!(took >= milliseconds(5) && took < Duration::from_secs(600), "{took:?}");
+        }
         Ok(())
     });
 }

@@ -12,6 +12,9 @@ use crate::aio::runtime::Interest;
 use crate::session::CloseReason;
 use crate::worker::ConnectionId;
 
+/// Most bytes copied by one call of `poll_write`. More at a time would pass the limits by.
+const WRITE_MAX: usize = 64 * 1024;
+
 impl StreamCell {
     pub(in crate::aio) fn poll_connected(&self, cx: &Context<'_>) -> Poll<io::Result<()>> {
         let mut inner = self.inner.borrow_mut();
@@ -142,13 +145,31 @@ impl StreamCell {
     /// Waits until the queue has room, or nothing can be sent any more.
     #[inline]
     pub(in crate::aio) fn poll_room(self: &Rc<Self>, cx: &Context<'_>) -> Poll<io::Result<()>> {
-        let mut inner = self.inner.borrow_mut();
+        self.poll_room_of(&mut self.inner.borrow_mut(), cx)
+    }
+
+    #[inline]
+    fn poll_room_of(self: &Rc<Self>, inner: &mut Inner, cx: &Context<'_>) -> Poll<io::Result<()>> {
         inner.check_open()?;
         if inner.has_room() {
             if let Some(extra) = &mut inner.extra {
                 extra.write.since = None;
             }
             return Poll::Ready(Ok(()));
+        }
+        inner.wants_room = true;
+        self.poll_writer(inner, cx)
+    }
+
+    /// Waits until no more than the high mark is queued, whether or not more can be sent.
+    #[cfg(feature = "hyper")]
+    pub(in crate::aio) fn poll_below_mark(self: &Rc<Self>, cx: &Context<'_>) -> Poll<io::Result<()>> {
+        let mut inner = self.inner.borrow_mut();
+        if inner.has_room() {
+            return Poll::Ready(Ok(()));
+        }
+        if matches!(inner.state, State::Closing | State::Closed) {
+            return Poll::Ready(Err(inner.error()));
         }
         inner.wants_room = true;
         self.poll_writer(&mut inner, cx)
@@ -193,12 +214,24 @@ impl StreamCell {
         Ok(())
     }
 
-    /// Queues a copy of `data`. Small ones in a row become one piece.
-    pub(in crate::aio) fn write(self: &Rc<Self>, data: &[u8]) {
+    /// Queues a copy of `pieces`, as far as [`WRITE_MAX`] allows, once there is room. Small ones in a row become one piece.
+    pub(in crate::aio) fn poll_write<'a>(
+        self: &Rc<Self>,
+        cx: &Context<'_>,
+        pieces: impl IntoIterator<Item = &'a [u8]>,
+    ) -> Poll<io::Result<usize>> {
         let mut inner = self.inner.borrow_mut();
+        ready!(self.poll_room_of(&mut inner, cx))?;
         inner.unflushed = true;
-        inner.outbox.get_or_insert_with(|| self.runtime.take_queue()).write(data, &self.runtime.pool);
+        let outbox = inner.outbox.get_or_insert_with(|| self.runtime.take_queue());
+        let mut left = WRITE_MAX;
+        for piece in pieces {
+            let piece = &piece[..piece.len().min(left)];
+            outbox.write(piece, &self.runtime.pool);
+            left -= piece.len();
+        }
         self.runtime.touch(self);
+        Poll::Ready(Ok(WRITE_MAX - left))
     }
 
     /// Asks for a flush and returns its number.

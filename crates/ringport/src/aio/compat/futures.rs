@@ -6,7 +6,7 @@ use std::task::{Context, Poll};
 
 use futures_io::{AsyncRead, AsyncWrite};
 
-use super::parts::{Sink, Source, write_vectored};
+use super::parts::{Sink, Source};
 use crate::aio::{OwnedReader, OwnedWriter, Stream};
 
 macro_rules! read {
@@ -31,7 +31,7 @@ macro_rules! write {
                 cx: &mut Context<'_>,
                 pieces: &[io::IoSlice<'_>],
             ) -> Poll<io::Result<usize>> {
-                write_vectored(&mut *self, cx, pieces)
+                self.sink_write_vectored(cx, pieces)
             }
 
             fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

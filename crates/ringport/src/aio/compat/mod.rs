@@ -18,19 +18,16 @@ mod tokio;
 #[cfg(feature = "tower-service")]
 mod tower;
 
-#[cfg(any(feature = "futures-io", feature = "tokio", feature = "hyper"))]
-pub(super) mod parts {
+#[cfg(any(feature = "futures-io", feature = "tokio"))]
+mod parts {
     //! What all these traits are made of.
 
-    use std::io;
+    use std::io::{self, IoSlice};
     use std::task::{Context, Poll};
 
-    #[cfg(any(feature = "futures-io", feature = "tokio"))]
-    use crate::aio::OwnedReader;
-    use crate::aio::{OwnedWriter, Stream};
+    use crate::aio::{OwnedReader, OwnedWriter, Stream};
 
     /// Something with bytes that arrived.
-    #[cfg(any(feature = "futures-io", feature = "tokio"))]
     pub(crate) trait Source {
         fn source_read(&mut self, cx: &mut Context<'_>, to: &mut [u8]) -> Poll<io::Result<usize>>;
     }
@@ -38,39 +35,16 @@ pub(super) mod parts {
     /// Something that sends.
     pub(crate) trait Sink {
         fn sink_write(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>>;
+        /// The same of several buffers, as far as there is room.
+        fn sink_write_vectored(&mut self, cx: &mut Context<'_>, pieces: &[IoSlice<'_>]) -> Poll<io::Result<usize>>;
         /// Waits until the kernel has taken everything.
         fn sink_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
         /// Sends no more, then the same.
         fn sink_close(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
     }
 
-    /// Writes the first of several buffers that is not empty, and as many more as there is room for.
-    pub(crate) fn write_vectored(
-        sink: &mut impl Sink,
-        cx: &mut Context<'_>,
-        pieces: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let mut written = 0;
-        for piece in pieces.iter().filter(|piece| !piece.is_empty()) {
-            match sink.sink_write(cx, piece) {
-                Poll::Ready(Ok(count)) => {
-                    written += count;
-                    if count < piece.len() {
-                        break;
-                    }
-                }
-                Poll::Ready(Err(error)) if written == 0 => return Poll::Ready(Err(error)),
-                Poll::Pending if written == 0 => return Poll::Pending,
-                // What was written is said first; the next call meets the same again.
-                _ => break,
-            }
-        }
-        Poll::Ready(Ok(written))
-    }
-
     macro_rules! parts {
         ($type:ty, source) => {
-            #[cfg(any(feature = "futures-io", feature = "tokio"))]
             impl Source for $type {
                 fn source_read(&mut self, cx: &mut Context<'_>, to: &mut [u8]) -> Poll<io::Result<usize>> {
                     self.poll_read(cx, to)
@@ -81,6 +55,14 @@ pub(super) mod parts {
             impl Sink for $type {
                 fn sink_write(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
                     self.poll_write(cx, data)
+                }
+
+                fn sink_write_vectored(
+                    &mut self,
+                    cx: &mut Context<'_>,
+                    pieces: &[IoSlice<'_>],
+                ) -> Poll<io::Result<usize>> {
+                    self.poll_write_vectored(cx, pieces)
                 }
 
                 fn sink_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -6,7 +6,7 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::parts::{Sink, Source, write_vectored};
+use super::parts::{Sink, Source};
 use crate::aio::{OwnedReader, OwnedWriter, Stream};
 
 macro_rules! read {
@@ -33,7 +33,7 @@ macro_rules! write {
                 cx: &mut Context<'_>,
                 pieces: &[io::IoSlice<'_>],
             ) -> Poll<io::Result<usize>> {
-                write_vectored(&mut *self, cx, pieces)
+                self.sink_write_vectored(cx, pieces)
             }
 
             fn is_write_vectored(&self) -> bool {

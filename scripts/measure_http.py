@@ -1,0 +1,277 @@
+#!/usr/bin/env python3
+"""Measures HTTP/1.1 plaintext by hyper on ringport beside hyper on tokio, and says where it stands.
+
+    scripts/measure_http.py --rounds 8 --markdown bench-out/http.md
+    scripts/measure_http.py --rounds 1 --seconds 1           # only to see that it works
+    scripts/measure_http.py --analyse bench-out/http-*.jsonl
+
+Builds both servers (benches/http: one thread each, the same service, the same settings of hyper), installs wrk from
+Debian if it is missing and allowed, and lets the servers take turns: one server on core 0, wrk with one thread and
+connections kept alive on core 1, the cells and servers of a round in random order, each of ours a second time as a
+control. Cells: connections, without and with hyper's deadline for the head of a request, which sets a timer for each
+request. What counts is the server's processor time a request, as the kernel's scheduler has it, in ratios of one round;
+what every number means is said in ratios.py. Needs two cores, Linux, and a quiet machine: build nothing meanwhile. The
+exit code is 0 whatever the verdicts are, and 1 only if nothing could be measured.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import random
+import re
+import resource
+import shutil
+import subprocess
+import sys
+import time
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import ratios  # noqa: E402 (beside this file, wherever that is called from)
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+URING, EPOLL, TOKIO = "ringport-uring", "ringport-epoll", "tokio"
+TWIN = "-2"  # the same command under a second name: the control
+SERVERS = {
+    URING: ("http-ringport", "io_uring"),
+    URING + TWIN: ("http-ringport", "io_uring"),
+    EPOLL: ("http-ringport", "epoll"),
+    EPOLL + TWIN: ("http-ringport", "epoll"),
+    TOKIO: ("http-tokio", ""),
+}
+HEADER_SECONDS = 10
+# Connections: how many times the requests of tokio in a second of processor time there should be at least.
+WANTED = {64: 1.0, 512: 1.1}
+LISTENING = re.compile(r"listening on \S+:(\d+) with (\S+)")
+
+
+class CannotMeasure(Exception):
+    pass
+
+
+def main():
+    options = parse_arguments()
+    ratios.NOISE_PCT = options.noise
+    try:
+        files = options.analyse or measure(options)
+        runs = ratios.Runs.read(files)
+        if not runs.usable():
+            raise CannotMeasure(f"none of {runs.total} runs can be used ({runs.noisy} noisy, {len(runs.failed)} failed)")
+    except (CannotMeasure, OSError, ValueError, KeyError, subprocess.SubprocessError) as error:
+        print(f"measure_http: {error}", file=sys.stderr)
+        return 1
+    text = report(runs)
+    print(text)
+    if options.markdown:
+        os.makedirs(os.path.dirname(os.path.abspath(options.markdown)), exist_ok=True)
+        with open(options.markdown, "w", encoding="utf-8") as file:
+            file.write(text)
+    return 0
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--rounds", type=int, default=8, help=f"interleaved rounds; at least {ratios.FEWEST_ROUNDS} for a verdict (default: 8)")
+    add("--seconds", type=int, default=2, help="length of one run, which wrk wants whole (default: 2)")
+    add("--connections", default=",".join(map(str, WANTED)), help="connections of the cells (default: %(default)s)")
+    add("--deadline", choices=["both", "without", "with"], default="both", help="hyper's deadline for the head of a request")
+    add("--servers", default=",".join(SERVERS), help="only these servers (default: %(default)s)")
+    target = os.environ.get("CARGO_TARGET_DIR", os.path.join(ROOT, "target"))
+    add("--target", default=target, metavar="DIR", help="cargo's folder, where the servers are built (default: %(default)s)")
+    add("--noise", type=float, default=ratios.NOISE_PCT, metavar="PCT", help="drop runs during which other work used more than this much of a core (default: %(default)s)")
+    add("--markdown", default="", metavar="FILE", help="write the report there, too")
+    add("--analyse", nargs="+", default=[], metavar="FILE", help="measure nothing, report on these results")
+    options = parser.parse_args()
+    unknown = set(options.servers.split(",")) - SERVERS.keys()
+    if unknown:
+        parser.error(f"no such server: {', '.join(sorted(unknown))}")
+    return options
+
+
+# Measuring.
+
+
+def measure(options):
+    """Runs all rounds and returns the names of the files with their results."""
+    if (os.cpu_count() or 1) < 2:
+        raise CannotMeasure("the server and the load need a core each")
+    install_wrk()
+    build = ["cargo", "build", "--release", "--quiet", "--package", "http-peers", "--target-dir", options.target]
+    if subprocess.run(build, cwd=ROOT, stdout=sys.stderr).returncode != 0:
+        raise CannotMeasure("the servers cannot be built")
+    folder = os.path.join(ROOT, "bench-out")
+    os.makedirs(folder, exist_ok=True)
+    name = os.path.join(folder, datetime.datetime.now().strftime("http-%Y%m%d-%H%M%S.jsonl"))
+    deadlines = {"both": [0, HEADER_SECONDS], "without": [0], "with": [HEADER_SECONDS]}[options.deadline]
+    pairs = [(int(count), seconds) for count in options.connections.split(",") for seconds in deadlines]
+    source = random.Random(ratios.SEED)
+    for number in range(options.rounds):
+        print(f"round {number + 1} of {options.rounds}", file=sys.stderr, flush=True)
+        for connections, seconds in source.sample(pairs, len(pairs)):
+            # The servers of a cell follow each other, so that they are compared under the same conditions.
+            labels = options.servers.split(",")
+            for label in source.sample(labels, len(labels)):
+                record = run_one(options, label, connections, seconds) | {"round": number}
+                with open(name, "a", encoding="utf-8") as file:
+                    file.write(json.dumps(record) + "\n")
+    return [name]
+
+
+def install_wrk():
+    if not shutil.which("wrk"):
+        subprocess.run(["apt-get", "install", "--yes", "wrk"], stdout=sys.stderr)
+    if not shutil.which("wrk"):
+        raise CannotMeasure("wrk is missing: apt-get install wrk")
+
+
+def cell_name(connections, seconds):
+    return f"http c{connections}" + (" with a deadline" if seconds else "")
+
+
+def run_one(options, label, connections, seconds):
+    """One run: a line of the results."""
+    program, engine = SERVERS[label]
+    command = [os.path.join(options.target, "release", program), "127.0.0.1:0", str(seconds), engine]
+    with open("/proc/sys/net/ipv4/tcp_congestion_control", encoding="utf-8") as file:
+        record = {"cell": cell_name(connections, seconds), "label": label, "cc": file.read().strip()}
+    with subprocess.Popen(["taskset", "-c", "0", *filter(None, command)], stdout=subprocess.PIPE, text=True) as server:
+        try:
+            line = server.stdout.readline()
+            found = LISTENING.match(line)
+            if not found or found[2] != (engine or TOKIO):
+                return record | {"error": f"it does not serve: {line.strip()!r}"}
+            return record | load(f"http://127.0.0.1:{found[1]}/", connections, options.seconds, server.pid)
+        except (ValueError, subprocess.SubprocessError) as error:
+            return record | {"error": str(error)}
+        finally:
+            server.kill()
+
+
+def load(address, connections, seconds, server):
+    """Runs wrk, and says what it saw and what the server used meanwhile, and everybody else."""
+    command = ["taskset", "-c", "1", "wrk", "--threads", "1", "--connections", str(connections), "--latency"]
+    command += ["--duration", f"{seconds}s", address]
+    began, busy, used, own = time.monotonic(), machine_busy(), cpu_of(server), cpu_of_children()
+    done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 30)
+    elapsed = time.monotonic() - began
+    used, own, busy = cpu_of(server) - used, cpu_of_children() - own, machine_busy() - busy
+    if done.returncode != 0:
+        raise ValueError(f"wrk: {done.stderr.strip() or done.stdout.strip()}")
+    found = figures(done.stdout)
+    found["other_pct"] = round((busy - used - own) / elapsed * 100, 1)
+    found[ratios.CPU] = round(used / found["requests"] * 1e6, 4)
+    return found
+
+
+def figures(text):
+    """What wrk reports. Answers that are missing or wrong make a run worthless."""
+    requests = re.search(r"(\d+) requests in", text)
+    if not requests or int(requests[1]) == 0:
+        raise ValueError(f"wrk had no answers: {text.strip()}")
+    wrong = re.search(r"(Socket errors|Non-2xx).*", text)
+    if wrong:
+        raise ValueError(wrong[0])
+    units = {"us": 1, "ms": 1e3, "s": 1e6}
+    times = {name: re.search(rf"^\s+{name}%\s+([\d.]+)(us|ms|s)\s*$", text, re.MULTILINE) for name in ("50", "99")}
+    rate = float(re.search(r"Requests/sec:\s+([\d.]+)", text)[1])
+    found = {f"p{name}_us": float(time[1]) * units[time[2]] for name, time in times.items() if time}
+    return {"requests": int(requests[1]), "msgs_s": rate} | found
+
+
+def cpu_of(process):
+    """Seconds that the threads of a process have run, to the nanosecond (the first field of schedstat)."""
+    total = 0
+    folder = f"/proc/{process}/task"
+    for thread in os.listdir(folder):
+        with open(f"{folder}/{thread}/schedstat", encoding="utf-8") as file:
+            total += int(file.read().split()[0])
+    return total / 1e9
+
+
+def cpu_of_children():
+    """Seconds that children which have ended were running: every wrk, and the servers before this one."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def machine_busy():
+    """Seconds that all cores were busy, for whomever (proc_stat(5): all but idle and iowait)."""
+    with open("/proc/stat", encoding="utf-8") as file:
+        ticks = [int(field) for field in file.readline().split()[1:9]]
+    return (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")
+
+
+# The report. Every cell that was tried appears in it, also those that fall short or have no result.
+
+
+def report(runs):
+    cells = sorted(runs.cells, key=lambda cell: (ratios.connections(cell), cell))
+    return "\n\n".join(part for part in (heading(runs), medians(runs, cells), verdicts(runs, cells), failures(runs)) if part) + "\n"
+
+
+def heading(runs):
+    rounds = {number for cell in runs.cells.values() for label in cell.values() for number in label}
+    return (
+        f"{datetime.date.today()}, Linux {platform.release()}, {os.cpu_count()} cores, {', '.join(sorted(runs.congestion))}, "
+        f"{len(rounds)} rounds, {runs.total} runs; {runs.noisy} dropped because other work used more than "
+        f"{ratios.NOISE_PCT:.0f} % of a core, {sum(map(len, runs.failed.values()))} failed."
+    )
+
+
+def medians(runs, cells):
+    rows = []
+    for cell in cells:
+        for label in (label for label in SERVERS if label in runs.cells[cell]):
+            cpu = runs.median(cell, label)
+            values = [1e6 / cpu if cpu else None, cpu, *(runs.median(cell, label, name) for name in ("msgs_s", "p50_us", "p99_us"))]
+            rows.append([cell, label, *map(number, values)])
+    header = ["cell", "server", "requests a second of server CPU", "CPU, µs a request", "requests a second", "p50, µs", "p99, µs"]
+    return "### Medians\n\n" + table(header, rows)
+
+
+def verdicts(runs, cells):
+    """How many requests ours answers in the processor time in which tokio answers one.
+
+    The inverse of the ratio of processor times, so that an upper bound of that is a lower bound of this.
+    """
+    rows = []
+    for cell in cells:
+        wanted = WANTED.get(ratios.connections(cell), 1.0)
+        for label in (URING, EPOLL):
+            ratio = ratios.paired(runs, cell, label, TOKIO)
+            noise = ratios.control(runs, cell, label, label + TWIN)
+            if ratio is None:
+                continue
+            answer = ratios.within(ratio, 1 / wanted, noise)
+            control = f"{1 / noise.upper:.3f}" if noise else "–"
+            times = f"{1 / ratio.median:.3f} (≥ {1 / ratio.upper:.3f})"
+            rows.append([cell, label, times, control, f"{wanted:g}", {True: "yes", False: "**no**", None: "–"}[answer]])
+    if not rows:
+        return ""
+    return (
+        f"### Requests a second of server CPU, ringport / tokio\n\n"
+        f"{table(['cell', 'server', 'ratio', 'control', 'wanted', 'reached'], rows)}\n\n"
+        "The median of paired rounds and its 95 % lower bound. *control*: the same bound between two identical servers. "
+        f"*reached*: bound ≥ wanted × control; no verdict on fewer than {ratios.FEWEST_ROUNDS} rounds."
+    )
+
+
+def failures(runs):
+    lines = [f"- {label} in `{cell}`, {len(errors)} of its runs: {errors[0]}" for (cell, label), errors in sorted(runs.failed.items())]
+    return "\n".join(["### Failed runs", "", *lines]) if lines else ""
+
+
+def number(value):
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
+def table(header, rows):
+    return "\n".join("| " + " | ".join(line) + " |" for line in [header, ["---"] * len(header), *rows])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
