@@ -87,7 +87,7 @@ $built = Invoke-Step "build" "cargo build --release -p ringport-cli"
 # over the system's own. What is run of the program is always on the system's own.
 $env:RINGPORT_REAL_RIO = "1"
 [void](Invoke-Step "real-rio" "cargo test -p ringport-engine --test conformance --no-fail-fast -- rio")
-[void](Invoke-Step "real-rio-sessions" "cargo test -p ringport --test sessions --no-fail-fast -- rio")
+[void](Invoke-Step "real-rio-sessions" "cargo test -p ringport --test sessions --no-fail-fast")
 $env:RINGPORT_CHURN = "$Churn"
 [void](Invoke-Step "churn" "cargo test -p ringport-engine --test conformance --no-fail-fast -- one_after_another --nocapture")
 Remove-Item Env:RINGPORT_REAL_RIO
