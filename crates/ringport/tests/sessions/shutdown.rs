@@ -36,10 +36,10 @@ fn a_thousand_live_connections_are_drained_and_nothing_is_lost() {
             assert!(start.elapsed() < LIMIT, "accepts all");
             std::thread::sleep(Duration::from_millis(1));
         }
-        server.handle().shutdown(Duration::from_secs(5));
+        server.handle().shutdown(LIMIT);
         for (number, mut peer) in peers.into_iter().enumerate() {
             let mut answer = Vec::new();
-            peer.set_read_timeout(Some(Duration::from_secs(10))).expect("sets a timeout");
+            peer.set_read_timeout(Some(LIMIT)).expect("sets a timeout");
             peer.read_to_end(&mut answer).expect("ends in order");
             assert_eq!(answer, (number as u32).to_le_bytes(), "{kind}: the answer of connection {number}");
         }
