@@ -31,6 +31,7 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import ratios  # noqa: E402 (beside this file, wherever that is called from)
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+TARGET = os.environ.get("CARGO_TARGET_DIR", os.path.join(ROOT, "target"))
 URING, EPOLL, TOKIO = "ringport-uring", "ringport-epoll", "tokio"
 TWIN = "-2"  # the same command under a second name: the control
 SERVERS = {
@@ -78,8 +79,7 @@ def parse_arguments():
     add("--connections", default=",".join(map(str, WANTED)), help="connections of the cells (default: %(default)s)")
     add("--deadline", choices=["both", "without", "with"], default="both", help="hyper's deadline for the head of a request")
     add("--servers", default=",".join(SERVERS), help="only these servers (default: %(default)s)")
-    target = os.environ.get("CARGO_TARGET_DIR", os.path.join(ROOT, "target"))
-    add("--target", default=target, metavar="DIR", help="cargo's folder, where the servers are built (default: %(default)s)")
+    add("--target", default=TARGET, metavar="DIR", help="cargo's folder, where the servers are built (default: %(default)s)")
     add("--noise", type=float, default=ratios.NOISE_PCT, metavar="PCT", help="drop runs during which other work used more than this much of a core (default: %(default)s)")
     add("--markdown", default="", metavar="FILE", help="write the report there, too")
     add("--analyse", nargs="+", default=[], metavar="FILE", help="measure nothing, report on these results")
@@ -98,9 +98,7 @@ def measure(options):
     if (os.cpu_count() or 1) < 2:
         raise CannotMeasure("the server and the load need a core each")
     install_wrk()
-    build = ["cargo", "build", "--release", "--quiet", "--package", "http-peers", "--target-dir", options.target]
-    if subprocess.run(build, cwd=ROOT, stdout=sys.stderr).returncode != 0:
-        raise CannotMeasure("the servers cannot be built")
+    build(options.target)
     folder = os.path.join(ROOT, "bench-out")
     os.makedirs(folder, exist_ok=True)
     name = os.path.join(folder, datetime.datetime.now().strftime("http-%Y%m%d-%H%M%S.jsonl"))
@@ -119,6 +117,13 @@ def measure(options):
     return [name]
 
 
+def build(target):
+    """Builds the servers."""
+    command = ["cargo", "build", "--release", "--quiet", "--package", "http-peers", "--target-dir", target]
+    if subprocess.run(command, cwd=ROOT, stdout=sys.stderr).returncode != 0:
+        raise CannotMeasure("the servers cannot be built")
+
+
 def install_wrk():
     if not shutil.which("wrk"):
         subprocess.run(["apt-get", "install", "--yes", "wrk"], stdout=sys.stderr)
@@ -132,21 +137,32 @@ def cell_name(connections, seconds):
 
 def run_one(options, label, connections, seconds):
     """One run: a line of the results."""
-    program, engine = SERVERS[label]
-    command = [os.path.join(options.target, "release", program), "127.0.0.1:0", str(seconds), engine]
     with open("/proc/sys/net/ipv4/tcp_congestion_control", encoding="utf-8") as file:
         record = {"cell": cell_name(connections, seconds), "label": label, "cc": file.read().strip()}
-    with subprocess.Popen(["taskset", "-c", "0", *filter(None, command)], stdout=subprocess.PIPE, text=True) as server:
+    pinned = ["taskset", "-c", "0", *command(options.target, label, seconds)]
+    with subprocess.Popen(pinned, stdout=subprocess.PIPE, text=True) as server:
         try:
-            line = server.stdout.readline()
-            found = LISTENING.match(line)
-            if not found or found[2] != (engine or TOKIO):
-                return record | {"error": f"it does not serve: {line.strip()!r}"}
-            return record | load(f"http://127.0.0.1:{found[1]}/", connections, options.seconds, server.pid)
+            address = f"http://127.0.0.1:{port_of(server, label)}/"
+            return record | load(address, connections, options.seconds, server.pid)
         except (ValueError, subprocess.SubprocessError) as error:
             return record | {"error": str(error)}
         finally:
             server.kill()
+
+
+def command(target, label, deadline, port=0):
+    """How a server is started, with so many seconds for the head of a request."""
+    program, engine = SERVERS[label]
+    return [os.path.join(target, "release", program), f"127.0.0.1:{port}", str(deadline), *filter(None, [engine])]
+
+
+def port_of(server, label):
+    """Where a server says that it listens, and with what."""
+    line = server.stdout.readline()
+    found = LISTENING.match(line)
+    if not found or found[2] != (SERVERS[label][1] or TOKIO):
+        raise ValueError(f"{label} does not serve: {line.strip()!r}")
+    return found[1]
 
 
 def load(address, connections, seconds, server):
@@ -154,13 +170,16 @@ def load(address, connections, seconds, server):
     command = ["taskset", "-c", "1", "wrk", "--threads", "1", "--connections", str(connections), "--latency"]
     command += ["--duration", f"{seconds}s", address]
     began, busy, used, own = time.monotonic(), machine_busy(), cpu_of(server), cpu_of_children()
+    user, system = ticks_of(server)
     done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 30)
     elapsed = time.monotonic() - began
     used, own, busy = cpu_of(server) - used, cpu_of_children() - own, machine_busy() - busy
+    user, system = (after - before for after, before in zip(ticks_of(server), (user, system)))
     if done.returncode != 0:
         raise ValueError(f"wrk: {done.stderr.strip() or done.stdout.strip()}")
     found = figures(done.stdout)
     found["other_pct"] = round((busy - used - own) / elapsed * 100, 1)
+    found["kernel_pct"] = round(100 * system / max(user + system, 1), 1)
     found[ratios.CPU] = round(used / found["requests"] * 1e6, 4)
     return found
 
@@ -188,6 +207,13 @@ def cpu_of(process):
         with open(f"{folder}/{thread}/schedstat", encoding="utf-8") as file:
             total += int(file.read().split()[0])
     return total / 1e9
+
+
+def ticks_of(process):
+    """Ticks in user space and in the kernel (proc_pid_stat(5), fields 14 and 15)."""
+    with open(f"/proc/{process}/stat", encoding="utf-8") as file:
+        fields = file.read().rsplit(")", 1)[1].split()
+    return int(fields[11]), int(fields[12])
 
 
 def cpu_of_children():
@@ -225,9 +251,10 @@ def medians(runs, cells):
     for cell in cells:
         for label in (label for label in SERVERS if label in runs.cells[cell]):
             cpu = runs.median(cell, label)
-            values = [1e6 / cpu if cpu else None, cpu, *(runs.median(cell, label, name) for name in ("msgs_s", "p50_us", "p99_us"))]
+            fields = ("kernel_pct", "msgs_s", "p50_us", "p99_us")
+            values = [1e6 / cpu if cpu else None, cpu, *(runs.median(cell, label, name) for name in fields)]
             rows.append([cell, label, *map(number, values)])
-    header = ["cell", "server", "requests a second of server CPU", "CPU, µs a request", "requests a second", "p50, µs", "p99, µs"]
+    header = ["cell", "server", "requests a second of server CPU", "CPU, µs a request", "of it in the kernel, %", "requests a second", "p50, µs", "p99, µs"]
     return "### Medians\n\n" + table(header, rows)
 
 
