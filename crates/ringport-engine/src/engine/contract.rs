@@ -474,6 +474,8 @@ pub struct EngineStats {
     pub notifies: u64,
     /// Waits that polled before they would have parked ([`EngineConfig::spin`]).
     pub spins: u64,
+    /// iocp: among `sends`, those that the system made from a file itself (TransmitFile).
+    pub transmits: u64,
     /// Sends that the kernel made without a copy, or at least from the memory itself (io_uring only).
     pub zero_copies: u64,
 }
@@ -559,7 +561,7 @@ pub struct Features {
     pub no_iowait: bool,
     /// iocp: no packet for an operation that succeeds at once (where the provider of the socket allows it).
     pub skip_on_success: bool,
-    /// Linux, macOS, FreeBSD: sendfile(2) for ranges of files; otherwise they are read into slots.
+    /// Linux, macOS, FreeBSD: sendfile(2) for ranges of files; iocp: TransmitFile. Otherwise they are read into slots.
     pub sendfile: bool,
     /// io_uring: sends without a copy (Linux 6.0), where [`EngineConfig::zero_copy_above`] asks for them.
     pub zero_copy: bool,

@@ -217,7 +217,8 @@ pub(crate) unsafe fn send<'a>(
 ) -> Started {
     let mut slices = [WSABUF { len: 0, buf: ptr::null_mut() }; PIECES_PER_SEND];
     let (mut count, mut left, mut flags) = (0, BYTES_PER_SEND, 0);
-    for (piece, slice) in pieces.zip(&mut slices) {
+    // A range of a file has no bytes in memory; what stands before it goes first.
+    for (piece, slice) in pieces.take_while(|piece| !matches!(piece, Chunk::File(_))).zip(&mut slices) {
         // It comes alone.
         if matches!(piece, Chunk::Urgent(_)) {
             flags = MSG_OOB as u32;
@@ -357,7 +358,7 @@ unsafe fn set_option(socket: &socket2::Socket, name: i32, value: *const u8, leng
 /// # Safety
 ///
 /// `F` is an optional pointer to a function of the type that `identifier` stands for.
-unsafe fn extension<F>(socket: &socket2::Socket, identifier: &GUID) -> io::Result<F> {
+pub(crate) unsafe fn extension<F>(socket: &socket2::Socket, identifier: &GUID) -> io::Result<F> {
     let mut function = std::mem::MaybeUninit::<F>::zeroed();
     let mut written = 0;
     // SAFETY: the request reads one identifier and writes one pointer.

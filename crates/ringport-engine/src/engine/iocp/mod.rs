@@ -44,6 +44,7 @@ mod receive;
 mod send;
 #[cfg(test)]
 mod tests;
+mod transmit;
 mod wait;
 
 use std::collections::VecDeque;
@@ -53,6 +54,7 @@ use std::time::Instant;
 
 use self::datagram::Datagrams;
 pub(crate) use self::probe::probe;
+use self::transmit::{Permit, Transmitter};
 use super::acceptor::Listeners;
 use super::contract::{Close, ConnInfo, Engine, EngineConfig, EngineStats, Event, SendProgress, SendTo, Waker, Want};
 use super::port::{Port, Record};
@@ -88,6 +90,8 @@ struct Conn {
     receiving: bool,
     sending: bool,
     connecting: bool,
+    /// What is sent comes from a file, which the system reads itself.
+    transmit: Option<Permit>,
     /// They were asked to end.
     cancelled: bool,
     /// An operation that succeeds at once queues no packet.
@@ -121,6 +125,7 @@ impl Conn {
             receiving: false,
             sending: false,
             connecting: false,
+            transmit: None,
             cancelled: false,
             skip,
             wanted: false,
@@ -150,6 +155,8 @@ enum Notice {
 pub struct IocpEngine {
     port: Port,
     extensions: Extensions,
+    /// Absent where it is masked, or the system has none.
+    transmitter: Option<Transmitter>,
     pool: Pool,
     conns: Table<Conn>,
     listeners: Listeners,
@@ -201,6 +208,7 @@ impl Engine for IocpEngine {
     fn open(config: &EngineConfig, pool: Pool) -> io::Result<Self> {
         Ok(Self {
             extensions: Extensions::load()?,
+            transmitter: config.features.sendfile.then(Transmitter::load).and_then(Result::ok),
             port: Port::open()?,
             pool,
             conns: Table::new(),

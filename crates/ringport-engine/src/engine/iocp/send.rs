@@ -1,5 +1,6 @@
 //! Sending: one operation at a time for each connection, whose record owns the pieces.
 
+use super::transmit::Permit;
 use super::{IocpEngine, State};
 use crate::buffer::{Chunk, SendQueue};
 use crate::engine::contract::{Event, SendProgress};
@@ -36,7 +37,9 @@ impl IocpEngine {
             return SendProgress { bytes, idle: false };
         }
         while !queue.is_empty() {
-            if let Err(error) = queue.load_front(&self.pool) {
+            if !self.permits(id, queue)
+                && let Err(error) = queue.load_front(&self.pool)
+            {
                 self.fail(id, error.raw_os_error().unwrap_or(winsock::FILE_ENDED));
                 return SendProgress { bytes, idle: false };
             }
@@ -51,19 +54,56 @@ impl IocpEngine {
         SendProgress { bytes, idle: true }
     }
 
+    /// Whether the file in front of `queue` can be sent by the system itself.
+    fn permits(&mut self, id: ConnId, queue: &SendQueue) -> bool {
+        if self.transmitter.is_none() || !matches!(queue.front(), Some(Chunk::File(_))) {
+            return false;
+        }
+        let Some(conn) = self.conns.get_mut(id) else { return false };
+        conn.transmit = Permit::take();
+        conn.transmit.is_some()
+    }
+
+    /// Reads how the file in front of a record begins, unless the system sends from it.
+    ///
+    /// # Errors
+    ///
+    /// The error number.
+    fn read_ahead(&self, record: &mut Record, transmits: bool) -> Result<(), i32> {
+        let Load::Send(pieces) = &mut record.load else { return Ok(()) };
+        if transmits {
+            return Ok(());
+        }
+        pieces.load_front(&self.pool).map_err(|error| error.raw_os_error().unwrap_or(winsock::FILE_ENDED))
+    }
+
     /// Sends a record as far as that goes at once, and adds what the kernel took to `bytes`.
     fn post_send(&mut self, id: ConnId, mut record: Box<Record>, bytes: &mut usize) -> Progress {
-        let Some(conn) = self.conns.get_mut(id) else { return Progress::Failed };
-        let Some(socket) = &conn.socket else { return Progress::Failed };
-        debug_assert!(!conn.sending);
+        debug_assert!(self.conns.get(id).is_some_and(|conn| !conn.sending));
         loop {
+            let transmitter =
+                self.transmitter.filter(|_| self.conns.get(id).is_some_and(|conn| conn.transmit.is_some()));
+            if let Err(error) = self.read_ahead(&mut record, transmitter.is_some()) {
+                self.keep_unsent(id, record.load);
+                self.fail(id, error);
+                return Progress::Failed;
+            }
+            let Some(conn) = self.conns.get_mut(id) else { return Progress::Failed };
+            let Some(socket) = &conn.socket else { return Progress::Failed };
             let mut sent = 0;
             self.stats.sends += 1;
+            self.stats.transmits += u64::from(transmitter.is_some());
             // SAFETY: one send is started, on a socket that was attached to this port. The pieces lie in the load's box,
-            // and their bytes neither move nor change while nobody has the record. `skip` is what `skip_on_success` said.
+            // and their bytes neither move nor change, and their files stay open, while nobody has the record. `skip` is
+            // what `skip_on_success` said.
             let submitted = unsafe {
                 self.port.submit(record, conn.skip, |overlapped, load| match load {
-                    Load::Send(pieces) => winsock::send(socket, pieces.iter(), overlapped, &mut sent),
+                    Load::Send(pieces) => match (transmitter, pieces.front()) {
+                        (Some(transmitter), Some(Chunk::File(range))) => {
+                            transmitter.send(socket, range, overlapped, &mut sent)
+                        }
+                        _ => winsock::send(socket, pieces.iter(), overlapped, &mut sent),
+                    },
                     _ => unreachable!("only records of sends come here"),
                 })
             };
@@ -76,13 +116,19 @@ impl IocpEngine {
                     record = done;
                     *bytes += sent;
                     if consume(&mut record, sent) {
+                        conn.transmit = None;
                         return Progress::Done(record);
                     }
-                }
-                Submitted::Refused(refused, error) => {
-                    if let Load::Send(pieces) = refused.load {
-                        conn.unsent = Some(pieces);
+                    if sent == 0 {
+                        // The file has ended, and reading it says so.
+                        conn.transmit = None;
                     }
+                }
+                // Not every file can be sent from, but every file can be read; and if the connection is at fault, the next send
+                // says so.
+                Submitted::Refused(refused, _) if conn.transmit.take().is_some() => record = refused,
+                Submitted::Refused(refused, error) => {
+                    self.keep_unsent(id, refused.load);
                     self.fail(id, error);
                     return Progress::Failed;
                 }
@@ -97,6 +143,10 @@ impl IocpEngine {
         let mut bytes = bytes as usize;
         let mut idle = consume(&mut record, bytes);
         let (state, finishing) = (conn.state, conn.finishing);
+        // The file has ended when nothing is sent, and reading it says so.
+        if idle || !success || bytes == 0 || state != State::Open {
+            conn.transmit = None;
+        }
         let failure = match &conn.socket {
             Some(socket) if !success => record.failure(socket),
             _ => 0,
@@ -126,6 +176,13 @@ impl IocpEngine {
         told.then_some(Event::Sent { conn: id, bytes, idle })
     }
 
+    /// What a record still has to send comes back with the end of its connection.
+    fn keep_unsent(&mut self, id: ConnId, load: Load) {
+        if let (Some(conn), Load::Send(pieces)) = (self.conns.get_mut(id), load) {
+            conn.unsent = Some(pieces);
+        }
+    }
+
     fn keep_send(&mut self, record: Box<Record>) {
         if self.spare_sends.len() < SPARE_SENDS {
             self.spare_sends.push(record);
@@ -151,7 +208,7 @@ impl IocpEngine {
     }
 }
 
-/// Moves the front of `queue` into a record, as much as one operation sends. Ranges of files stay: they are read first.
+/// Moves the front of `queue` into a record, as much as one operation sends. A range of a file comes alone.
 #[inline]
 fn load(record: &mut Record, queue: &mut SendQueue) {
     let Load::Send(pieces) = &mut record.load else { return };

@@ -219,3 +219,57 @@ fn a_thread_is_pinned_to_one_core() {
     assert_eq!(masks.len(), cores, "{masks:?}");
     assert!(masks.iter().all(|mask| mask.count_ones() == 1), "{masks:?}");
 }
+
+/// What was sent and is still in the socket, until all has come.
+fn read_all(mut peer: std::net::TcpStream, length: usize) -> std::thread::JoinHandle<Vec<u8>> {
+    std::thread::spawn(move || {
+        let mut data = vec![0; length];
+        std::io::Read::read_exact(&mut peer, &mut data).unwrap();
+        data
+    })
+}
+
+/// The system reads a file by itself; and where it carries out only some of that at a time, peers that do not read hold up
+/// nobody else's file.
+#[test]
+fn files_are_sent_by_the_system_and_nobody_holds_up_the_others() {
+    const LENGTH: usize = 3 << 20;
+    let path = std::env::temp_dir().join(format!("ringport-transmit-{}", std::process::id()));
+    let data: Vec<u8> = (0..LENGTH as u32).map(|at| (at ^ at >> 8 ^ at >> 16) as u8).collect();
+    std::fs::write(&path, &data).unwrap();
+    let file = std::sync::Arc::new(std::fs::File::open(&path).unwrap());
+    let range = || crate::buffer::FileRange::new(std::sync::Arc::clone(&file), 7, LENGTH - 7);
+    let mut engine = engine();
+    let acceptor = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let begin = |engine: &mut IocpEngine| {
+        let near = std::net::TcpStream::connect(acceptor.local_addr().unwrap()).unwrap();
+        let id = engine.adopt(near.into()).unwrap();
+        let mut queue = SendQueue::new();
+        queue.push(range());
+        let progress = engine.send(id, &mut queue);
+        (id, queue, progress.bytes, acceptor.accept().unwrap().0)
+    };
+    let stalled: Vec<_> = (0..transmit::ON_WORKSTATIONS).map(|_| begin(&mut engine)).collect();
+    assert!(engine.stats().transmits >= transmit::ON_WORKSTATIONS as u64, "{:?}", engine.stats());
+    let (id, mut queue, mut sent, peer) = begin(&mut engine);
+    let reader = read_all(peer, LENGTH - 7);
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while sent < LENGTH - 7 && Instant::now() < deadline {
+        engine.wait(Some(Instant::now() + Duration::from_millis(50))).unwrap();
+        while let Some(event) = engine.next() {
+            if let Event::Sent { conn, bytes, idle } = event
+                && conn == id
+            {
+                sent += bytes;
+                if idle {
+                    sent += engine.send(id, &mut queue).bytes;
+                }
+            }
+        }
+    }
+    assert_eq!(sent, LENGTH - 7, "held up by the others: {:?}", engine.stats());
+    assert!(reader.join().unwrap() == data[7..], "wrong bytes");
+    drop((stalled, engine));
+    drop(file);
+    std::fs::remove_file(&path).unwrap();
+}
