@@ -8,7 +8,7 @@ use crate::engine::platform;
 
 /// A part of an open file, sent in order with all other data.
 ///
-/// On Linux, macOS and FreeBSD the kernel moves the bytes from the file to the socket, and none of them passes through this
+/// On Linux, macOS, FreeBSD and with iocp the kernel moves the bytes from the file to the socket, and none of them passes through this
 /// process; elsewhere they are read into slots of the pool. Each range counts with its full length against the limits of a
 /// connection, although it takes no memory: send a large file in parts.
 ///

@@ -1,4 +1,7 @@
 //! Sending: what a callback asked for is posted at the beginning of the next wait, as one batch for each connection.
+//!
+//! Ranges of files are read into slots and sent from there. TransmitFile is not used: nothing says in which order it and the
+//! requests in the queue of the same socket are carried out (Microsoft Learn, "RIOSend" and "TransmitFile function").
 
 use std::net::Shutdown;
 
