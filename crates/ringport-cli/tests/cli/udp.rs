@@ -10,13 +10,6 @@ use serde_json::Value;
 
 use crate::program::{LIMIT, Server, address_of, check_echo, connect, engines, ringport, run, run_with_input};
 
-/// The engines of this machine that have datagrams.
-fn datagram_engines() -> impl Iterator<Item = &'static String> {
-    let (without, with): (Vec<_>, Vec<_>) = engines().iter().partition(|name| *name == "rio");
-    without.iter().for_each(|name| println!("skipped: {name} has no datagrams"));
-    with.into_iter()
-}
-
 fn serve(service: &str, engine: &str, api: &str) -> (Server, SocketAddr) {
     let arguments = ["serve", service, "--udp", "127.0.0.1:0", "--engine", engine, "--api", api];
     let server = Server::start_command(ringport().args(arguments), 1);
@@ -52,7 +45,7 @@ fn echo_generate_and_discard_by_tasks() {
 }
 
 fn serve_everything(api: &str) {
-    for engine in datagram_engines() {
+    for engine in engines() {
         let (mut server, address) = serve("echo", engine, api);
         let peer = socket();
         let mut answer = vec![0; 70_000];
@@ -100,7 +93,7 @@ fn streams_and_datagrams_beside_each_other() {
 
 #[test]
 fn lines_go_and_come_as_datagrams() {
-    for engine in datagram_engines() {
+    for engine in engines() {
         let (_server, address) = serve("echo", engine, "handler");
         let args = ["connect", "--udp", &address.to_string(), "--engine", engine];
         let output = run_with_input(&args, b"one\ntwo\nthree");
@@ -265,7 +258,7 @@ fn bench(args: &[&str]) -> (Option<i32>, Value) {
 
 #[test]
 fn every_datagram_is_accounted_for() {
-    for engine in datagram_engines() {
+    for engine in engines() {
         let load = ["--engine", engine, "--connections", "7", "--iterations", "5003"];
         for more in [["--pipeline", "1"], ["--pipeline", "8"], ["--size", "16..3000"]] {
             let (code, result) = bench(&[&load[..], &more].concat());

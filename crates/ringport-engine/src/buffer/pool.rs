@@ -389,7 +389,7 @@ impl Pool {
         (region.base.as_ptr(), region.layout.size() - PAGE_BYTES)
     }
 
-    /// Received bytes that lie outside the pool, as a copy: in a slot, or in memory of its own when slots are low.
+    /// Received bytes that lie outside the pool, as a copy: in a slot, or in memory that is counted when slots are low.
     #[allow(dead_code, reason = "only rio receives outside the pool")]
     pub(crate) fn copy_in(&self, data: &[u8]) -> Buf {
         self.0.copies.set(self.0.copies.get() + 1);
@@ -398,12 +398,11 @@ impl Pool {
                 buf.append(data);
                 buf
             }
-            None => Buf::copied(data),
+            None => Buf::copied_out(&self.0.region, data),
         }
     }
 
     /// A copy of received bytes: in a slot of `class`, or in memory that is counted if those are low or too small.
-    #[allow(dead_code, reason = "only the engines of Unix receive several datagrams as one")]
     #[inline]
     pub(crate) fn copied_into(&self, class: SlotClass, data: &[u8]) -> Buf {
         let bytes = match class {

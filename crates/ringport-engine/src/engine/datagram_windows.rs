@@ -33,6 +33,7 @@ use super::contract::{DATAGRAMS_QUEUED_MAX, EngineConfig, EngineStats, Event, Se
 use super::winsock::{self, Started};
 use crate::buffer::{Buf, Chunk, Pool, PoolConfig};
 use crate::id::UdpId;
+use crate::options::{OptionName, SocketOption};
 
 /// Room of one receive: the largest datagram (see RFC 768), and so much that slots are not a multiple of a page apart, when
 /// they would all share the same few lines of the cache.
@@ -54,9 +55,8 @@ pub(crate) struct Mailbox {
     outgoing: VecDeque<(SocketAddr, Chunk)>,
     incoming: VecDeque<(SocketAddr, Buf, bool)>,
     failures: VecDeque<(Option<SocketAddr>, io::Error)>,
-    /// Datagrams that were taken out to be sent and have no answer yet, at most one at a time, and the bytes of that.
+    /// Datagrams that were taken out to be sent and have no answer yet.
     under_way: usize,
-    under_way_bytes: u64,
     /// Datagrams that will not be sent because the socket is being closed.
     cancelled: usize,
     /// Datagrams are wanted.
@@ -75,7 +75,6 @@ impl Mailbox {
             incoming: VecDeque::new(),
             failures: VecDeque::new(),
             under_way: 0,
-            under_way_bytes: 0,
             cancelled: 0,
             wanted: false,
             full: false,
@@ -105,40 +104,45 @@ impl Mailbox {
         self.outgoing.len()
     }
 
-    /// The next datagram to be sent. One of `sent`, `failed` and `cancelled` follows for it.
+    /// The next datagram to be sent. One of `sent`, `failed` and `cancelled` follows for it, with its size.
     #[inline]
     pub(crate) fn take(&mut self) -> Option<(SocketAddr, Chunk)> {
         let next = self.outgoing.pop_front()?;
         self.under_way += 1;
-        self.under_way_bytes = next.1.len() as u64;
         Some(next)
+    }
+
+    /// Takes one back that was taken out too early.
+    pub(crate) fn put_back(&mut self, to: SocketAddr, data: Chunk) {
+        self.under_way -= 1;
+        self.outgoing.push_front((to, data));
     }
 
     /// The system took a datagram.
     #[inline]
-    pub(crate) fn sent(&mut self, stats: &mut EngineStats) {
+    pub(crate) fn sent(&mut self, bytes: usize, stats: &mut EngineStats) {
         stats.datagrams_sent += 1;
-        stats.datagram_bytes_sent += self.under_way_bytes;
-        self.answered(stats);
+        stats.datagram_bytes_sent += bytes as u64;
+        self.answered(bytes, stats);
     }
 
     /// A datagram cannot be sent.
     #[cold]
-    pub(crate) fn failed(&mut self, to: SocketAddr, error: i32, stats: &mut EngineStats) {
+    pub(crate) fn failed(&mut self, to: SocketAddr, bytes: usize, error: i32, stats: &mut EngineStats) {
         self.note_failure(Some(to), error, stats);
-        self.answered(stats);
+        self.answered(bytes, stats);
     }
 
     /// A datagram was not sent because the socket is being closed.
-    pub(crate) fn cancelled(&mut self, stats: &mut EngineStats) {
+    pub(crate) fn cancelled(&mut self, bytes: usize, stats: &mut EngineStats) {
         self.cancelled += 1;
-        self.answered(stats);
+        self.answered(bytes, stats);
     }
 
     #[inline]
-    fn answered(&mut self, stats: &mut EngineStats) {
+    fn answered(&mut self, bytes: usize, stats: &mut EngineStats) {
         self.under_way -= 1;
-        stats.datagram_bytes_queued -= self.under_way_bytes;
+        stats.datagram_bytes_queued -= bytes as u64;
         if self.full && self.outgoing.len() + self.under_way <= DATAGRAMS_QUEUED_MAX / 2 {
             self.full = false;
             self.writable_due = true;
@@ -235,6 +239,10 @@ impl Parcel {
     pub(crate) fn new(to: SocketAddr, data: Chunk) -> Box<Self> {
         Box::new(Self { to, address: to.into(), data })
     }
+
+    pub(crate) fn bytes(&self) -> usize {
+        self.data.len()
+    }
 }
 
 /// Whether a socket is one for datagrams.
@@ -247,6 +255,30 @@ pub(crate) fn check_kind(socket: &socket2::Socket) -> io::Result<()> {
         return Ok(());
     }
     Err(io::Error::new(io::ErrorKind::InvalidInput, "not a datagram socket"))
+}
+
+/// Closes a datagram socket and makes one for Registered I/O with its address and options.
+///
+/// # Errors
+///
+/// What the system answers, `AddrInUse` if somebody was quicker. The address is free then.
+pub(crate) fn register(socket: socket2::Socket) -> io::Result<socket2::Socket> {
+    let address = socket.local_addr()?;
+    let only_v6 = address.is_ipv6() && socket.only_v6()?;
+    // What else there is, Windows has not, or has only for connections.
+    let options = [OptionName::ReceiveBuffer, OptionName::SendBuffer, OptionName::TypeOfService];
+    let options = options.map(|name| SocketOption::read(&socket, name));
+    drop(socket);
+    let kind = socket2::Type::DGRAM.no_inherit().registered_io();
+    let socket = socket2::Socket::new_raw(address.domain(), kind, Some(socket2::Protocol::UDP))?;
+    super::rio::note_created(&socket);
+    if address.is_ipv6() {
+        socket.set_only_v6(only_v6)?;
+    }
+    options.iter().flatten().try_for_each(|option| option.set(&socket))?;
+    winsock::use_address_exclusively(&socket)?;
+    socket.bind(&address)?;
+    Ok(socket)
 }
 
 /// Keeps answers of ICMP from ending receives. Where that cannot be switched, they are failures that the socket survives.

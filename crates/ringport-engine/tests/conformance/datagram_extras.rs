@@ -7,14 +7,10 @@ use ringport_engine::buffer::{Chunk, FileRange};
 use ringport_engine::{Engine, OptionName, SendTo, Socket, SocketOption, UdpOptions};
 
 use crate::datagram_port::{Port, config, data_of, pair, sorted, until};
-use crate::datagrams::has_none;
 use crate::subject::Setup;
 
 /// A range of a file and urgent data are nothing that a datagram can carry; those before and behind them arrive.
 pub fn what_is_no_bytes_fails<E: Engine>(setup: &Setup) {
-    if has_none::<E>(setup) {
-        return;
-    }
     let (mut server, mut client) = pair::<E>(&config(setup));
     let file = std::fs::File::open(std::env::current_exe().expect("the test knows itself")).expect("it is a file");
     let odd = [Chunk::from(FileRange::new(Arc::new(file), 0, 100)), Chunk::urgent(7)];
@@ -36,9 +32,6 @@ pub fn what_is_no_bytes_fails<E: Engine>(setup: &Setup) {
 
 /// What waits to be sent is counted in bytes, and no longer once it has left, failed or been given up.
 pub fn bytes_of_datagrams_are_counted<E: Engine>(setup: &Setup) {
-    if has_none::<E>(setup) {
-        return;
-    }
     let (mut server, mut client) = pair::<E>(&config(setup));
     for size in [100, 0, 1000, 65_508] {
         client.send(server.address, vec![1; size]);
@@ -59,9 +52,6 @@ pub fn bytes_of_datagrams_are_counted<E: Engine>(setup: &Setup) {
 
 /// Options are set before the bind and on the live socket, and read back; those of connections are refused.
 pub fn options_of_datagram_sockets<E: Engine>(setup: &Setup) {
-    if has_none::<E>(setup) {
-        return;
-    }
     let config = config(setup);
     let mut options = UdpOptions::default();
     options.more = vec![SocketOption::TypeOfService(0x10)];

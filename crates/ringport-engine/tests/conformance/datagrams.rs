@@ -7,37 +7,14 @@ use std::time::{Duration, Instant};
 
 use ringport_engine::engine::contract::{DATAGRAMS_QUEUED_MAX, DROP_WAIT};
 use ringport_engine::engine::sim::Faults;
-use ringport_engine::{
-    Buf, Engine, EngineKind, Event, ListenOptions, Pool, PoolConfig, SendTo, Socket, UdpId, UdpOptions, Want,
-};
+use ringport_engine::{Buf, Engine, Event, ListenOptions, SendTo, Socket, UdpId, UdpOptions, Want};
 
 use crate::datagram_port::{PATIENCE, Port, bind, config, data_of, pair, settle, sorted, until};
 use crate::subject::Setup;
 use crate::world::Dice;
 
-/// Whether the engine has no datagrams, which it says when a socket is to be bound.
-pub(crate) fn has_none<E: Engine>(setup: &Setup) -> bool {
-    let config = config(setup);
-    let mut engine = E::open(&config, Pool::new(PoolConfig::default())).expect("the probe said that it opens");
-    let (socket, _) = bind("127.0.0.1:0", config.network.as_ref());
-    match engine.bind_udp(socket) {
-        Err(error) if error.kind() == io::ErrorKind::Unsupported => {
-            assert!(matches!(setup.kind, Some(EngineKind::Rio)), "{:?} has datagrams", setup.kind);
-            eprintln!("skipped: {error}");
-            true
-        }
-        bound => {
-            bound.expect("the engine takes the socket");
-            false
-        }
-    }
-}
-
 /// Every size comes back from an echo as it was sent, the empty and the largest datagram included.
 pub fn datagrams_arrive_whole_and_once<E: Engine>(setup: &Setup) {
-    if has_none::<E>(setup) {
-        return;
-    }
     let (mut server, mut client) = pair::<E>(&config(setup));
     server.echo = true;
     let mut dice = Dice::new(setup.seed);
@@ -65,9 +42,6 @@ pub fn datagrams_arrive_whole_and_once<E: Engine>(setup: &Setup) {
 
 /// A datagram larger than allowed for arrives cut and flagged; one that just fits does not.
 pub fn truncation_is_flagged<E: Engine>(setup: &Setup) {
-    if has_none::<E>(setup) {
-        return;
-    }
     let mut small = config(setup);
     small.datagram_bytes = 1000;
     let (mut server, mut client) = (Port::<E>::open(&small), Port::<E>::open(&small));
@@ -88,9 +62,6 @@ pub fn truncation_is_flagged<E: Engine>(setup: &Setup) {
 
 /// Datagrams that leave as segments of one send, with shorter ones and other peers between, arrive one by one.
 pub fn bursts_are_split_again<E: Engine>(setup: &Setup) {
-    if has_none::<E>(setup) {
-        return;
-    }
     let config = config(setup);
     let (mut server, mut client) = pair::<E>(&config);
     let mut other = Port::<E>::open(&config);
@@ -127,9 +98,6 @@ pub fn bursts_are_split_again<E: Engine>(setup: &Setup) {
 
 /// The queue has an end, hands back what does not fit, and says when there is room.
 pub fn a_full_datagram_queue_says_so<E: Engine>(setup: &Setup) {
-    if has_none::<E>(setup) {
-        return;
-    }
     let (mut server, mut client) = pair::<E>(&config(setup));
     // Nobody reads, and large datagrams fill the kernel's buffers, so that what is sent in one turn has to wait.
     server.engine.receive_datagrams(server.udp, Want::Paused);
@@ -159,9 +127,6 @@ pub fn a_full_datagram_queue_says_so<E: Engine>(setup: &Setup) {
 
 /// Datagrams obey the limit of events, and a flood on one socket does not keep others waiting.
 pub fn a_turn_of_datagrams_has_an_end<E: Engine>(setup: &Setup) {
-    if has_none::<E>(setup) {
-        return;
-    }
     let mut config = config(setup);
     config.events_per_turn = 3;
     let (mut server, mut client) = pair::<E>(&config);
@@ -177,9 +142,6 @@ pub fn a_turn_of_datagrams_has_an_end<E: Engine>(setup: &Setup) {
 
 /// Whoever keeps all buffers gets nothing more until one comes back, and then what the kernel kept.
 pub fn a_dry_datagram_pool_is_transient<E: Engine>(setup: &Setup) {
-    if has_none::<E>(setup) {
-        return;
-    }
     let mut config = config(setup);
     config.datagram_slots = 8;
     let (mut server, mut client) = pair::<E>(&config);
@@ -201,9 +163,6 @@ pub fn a_dry_datagram_pool_is_transient<E: Engine>(setup: &Setup) {
 
 /// Sockets that wait hold no buffer that others need, however few there are.
 pub fn few_buffers_serve_many_sockets<E: Engine>(setup: &Setup) {
-    if has_none::<E>(setup) {
-        return;
-    }
     let mut config = config(setup);
     config.datagram_slots = 4;
     let (mut server, mut client) = pair::<E>(&config);
@@ -243,9 +202,6 @@ pub fn few_buffers_serve_many_sockets<E: Engine>(setup: &Setup) {
 
 /// Paused is a wish, and nothing is lost by it that fits the kernel's buffer.
 pub fn paused_datagrams_stay_in_the_kernel<E: Engine>(setup: &Setup) {
-    if has_none::<E>(setup) {
-        return;
-    }
     let (mut server, mut client) = pair::<E>(&config(setup));
     let mut wanted = Vec::new();
     for number in 0..40_u8 {
@@ -272,7 +228,7 @@ pub fn paused_datagrams_stay_in_the_kernel<E: Engine>(setup: &Setup) {
 
 /// What overflows the kernel's buffer is lost, and counted: sent is received and dropped.
 pub fn drops_are_counted<E: Engine>(setup: &Setup) {
-    if has_none::<E>(setup) || setup.is_windows("count of dropped datagrams") {
+    if setup.is_windows("count of dropped datagrams") {
         return;
     }
     let mut faults = Faults::drawn(setup.seed).harmless();
@@ -311,9 +267,6 @@ pub fn drops_are_counted<E: Engine>(setup: &Setup) {
 
 /// A peer that nobody has answers with ICMP: that is reported and counted, and others are served on.
 pub fn an_unreachable_peer_kills_nothing<E: Engine>(setup: &Setup) {
-    if has_none::<E>(setup) {
-        return;
-    }
     let config = config(setup);
     let (mut server, mut client) = pair::<E>(&config);
     let (nobody, gone) = bind("127.0.0.1:0", config.network.as_ref());
@@ -338,9 +291,6 @@ pub fn an_unreachable_peer_kills_nothing<E: Engine>(setup: &Setup) {
 
 /// One that no packet can hold fails by itself; those before and behind it arrive.
 pub fn a_datagram_too_large_kills_nothing<E: Engine>(setup: &Setup) {
-    if has_none::<E>(setup) {
-        return;
-    }
     let (mut server, mut client) = pair::<E>(&config(setup));
     client.send(server.address, b"before".to_vec());
     client.send(server.address, vec![0; 65_508]);
@@ -357,9 +307,6 @@ pub fn a_datagram_too_large_kills_nothing<E: Engine>(setup: &Setup) {
 
 /// Each of many peers gets its own answers.
 pub fn many_peers_are_told_apart<E: Engine>(setup: &Setup) {
-    if has_none::<E>(setup) {
-        return;
-    }
     let config = config(setup);
     let (mut server, mut client) = pair::<E>(&config);
     server.echo = true;
@@ -411,9 +358,6 @@ pub fn many_peers_are_told_apart<E: Engine>(setup: &Setup) {
 
 /// Closing at any moment is one last event; what was taken left or is counted, and the address is free again.
 pub fn closing_a_datagram_socket_returns_all<E: Engine>(setup: &Setup) {
-    if has_none::<E>(setup) {
-        return;
-    }
     let config = config(setup);
     for count in [0, 1, 5, 200] {
         let (mut server, mut client) = pair::<E>(&config);
@@ -438,9 +382,6 @@ pub fn closing_a_datagram_socket_returns_all<E: Engine>(setup: &Setup) {
 
 /// A stale id reaches nothing, not even the socket in the same slot.
 pub fn stale_datagram_ids_do_nothing<E: Engine>(setup: &Setup) {
-    if has_none::<E>(setup) {
-        return;
-    }
     let config = config(setup);
     let (mut server, mut client) = pair::<E>(&config);
     let old = client.udp;
@@ -463,9 +404,6 @@ pub fn stale_datagram_ids_do_nothing<E: Engine>(setup: &Setup) {
 
 /// Law 2 for datagrams: received ones may be kept, and dropping takes a bounded time.
 pub fn an_engine_with_datagrams_under_way_is_dropped<E: Engine>(setup: &Setup) {
-    if has_none::<E>(setup) {
-        return;
-    }
     let (mut server, mut client) = pair::<E>(&config(setup));
     server.keep = true;
     for number in 0..30_u8 {
@@ -489,9 +427,6 @@ pub fn an_engine_with_datagrams_under_way_is_dropped<E: Engine>(setup: &Setup) {
 
 /// The same over IPv6, scope and all.
 pub fn datagrams_over_ipv6<E: Engine>(setup: &Setup) {
-    if has_none::<E>(setup) {
-        return;
-    }
     if std::net::UdpSocket::bind("[::1]:0").is_err() && !setup.sim {
         println!("skipped: there is no IPv6 here");
         return;
@@ -512,9 +447,6 @@ pub fn datagrams_over_ipv6<E: Engine>(setup: &Setup) {
 
 /// A listener and a datagram socket have one port number, and a second datagram socket has not.
 pub fn streams_and_datagrams_share_a_port<E: Engine>(setup: &Setup) {
-    if has_none::<E>(setup) {
-        return;
-    }
     let config = config(setup);
     let network = config.network.as_ref();
     let mut server = Port::<E>::open(&config);
@@ -538,9 +470,6 @@ pub fn streams_and_datagrams_share_a_port<E: Engine>(setup: &Setup) {
 
 /// With every fault of the simulator what arrives was sent, whole or flagged, and no more often than it was sent.
 pub fn lossy_networks_lose_whole_datagrams<E: Engine>(setup: &Setup) {
-    if has_none::<E>(setup) {
-        return;
-    }
     let (mut server, mut client) = pair::<E>(&setup.config_with(Faults::drawn(setup.seed)));
     server.echo = true;
     let mut dice = Dice::new(setup.seed);

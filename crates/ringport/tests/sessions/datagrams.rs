@@ -26,15 +26,6 @@ stages!(
     handlers_set_options_of_their_socket,
 );
 
-/// Whether the engine has no datagrams.
-pub(crate) fn has_none(stage: &Stage) -> bool {
-    let none = matches!(stage, Stage::Real(EngineKind::Rio));
-    if none {
-        println!("skipped: rio has no datagrams");
-    }
-    none
-}
-
 /// What a test's handlers saw.
 #[derive(Default, Debug)]
 struct Seen {
@@ -151,9 +142,6 @@ fn ask(socket: &mut Datagrams<'_>, to: SocketAddr, data: impl Into<ringport::Chu
 }
 
 fn every_datagram_is_answered_with_its_peers_count(stage: &Stage) {
-    if has_none(stage) {
-        return;
-    }
     let (log, answers) = (Log::default(), Log::default());
     let (served, asked) = (log.clone(), answers.clone());
     let stats = play(
@@ -183,9 +171,6 @@ fn every_datagram_is_answered_with_its_peers_count(stage: &Stage) {
 }
 
 fn silent_peers_are_forgotten(stage: &Stage) {
-    if has_none(stage) {
-        return;
-    }
     let (log, answers) = (Log::default(), Log::default());
     let (served, asked) = (log.clone(), answers.clone());
     let options = DatagramOptions::default().peers(100, Some(Duration::from_millis(60)));
@@ -209,9 +194,6 @@ fn silent_peers_are_forgotten(stage: &Stage) {
 }
 
 fn one_peer_too_many_is_dropped(stage: &Stage) {
-    if has_none(stage) {
-        return;
-    }
     let (log, answers) = (Log::default(), Log::default());
     let (served, asked) = (log.clone(), answers.clone());
     let options = DatagramOptions::default().peers(2, None);
@@ -235,9 +217,6 @@ fn one_peer_too_many_is_dropped(stage: &Stage) {
 }
 
 fn a_full_queue_refuses_and_says_when_there_is_room(stage: &Stage) {
-    if has_none(stage) {
-        return;
-    }
     let (log, asked) = (Log::default(), Log::default());
     let (served, refusing) = (log.clone(), asked.clone());
     let options = DatagramOptions::default().queue_max(8);
@@ -270,9 +249,6 @@ fn a_full_queue_refuses_and_says_when_there_is_room(stage: &Stage) {
 }
 
 fn a_panic_costs_its_datagram_alone(stage: &Stage) {
-    if has_none(stage) {
-        return;
-    }
     let (log, answers) = (Log::default(), Log::default());
     let (served, asked) = (log.clone(), answers.clone());
     let stats = play(
@@ -294,9 +270,6 @@ fn a_panic_costs_its_datagram_alone(stage: &Stage) {
 }
 
 fn an_unreachable_peer_is_told(stage: &Stage) {
-    if has_none(stage) {
-        return;
-    }
     if stage.is_windows() || matches!(stage, Stage::Real(EngineKind::Kqueue)) {
         println!("skipped: errors of single peers are told on Linux alone");
         return;
@@ -330,9 +303,6 @@ fn an_unreachable_peer_is_told(stage: &Stage) {
 
 /// Two addresses with three peers each, of which two may come in.
 fn one_peer_of_an_address_too_many_is_dropped(stage: &Stage) {
-    if has_none(stage) {
-        return;
-    }
     if matches!(stage, Stage::Real(EngineKind::Kqueue)) {
         println!("skipped: not every system has 127.0.0.2");
         return;
@@ -369,9 +339,6 @@ fn one_peer_of_an_address_too_many_is_dropped(stage: &Stage) {
 
 /// One peer sends a burst beyond its rate; another is served all the same, and so is the first one later.
 fn a_peer_over_its_rate_loses_what_is_too_much(stage: &Stage) {
-    if has_none(stage) {
-        return;
-    }
     let (log, greedy, modest) = (Log::default(), Log::default(), Log::default());
     let (served, bursting, waiting) = (log.clone(), greedy.clone(), modest.clone());
     let options = DatagramOptions::default().rate_max(Some(Rate::new(1, 100)));
@@ -403,9 +370,6 @@ fn a_peer_over_its_rate_loses_what_is_too_much(stage: &Stage) {
 
 /// Answers are refused beyond the memory limit, its handler is told when there is memory again, and goes on.
 fn the_memory_limit_holds_for_datagrams(stage: &Stage) {
-    if has_none(stage) {
-        return;
-    }
     let (log, asked) = (Log::default(), Log::default());
     let (sender, reader) = (log.clone(), asked.clone());
     let stats = play(
@@ -446,9 +410,6 @@ fn the_memory_limit_holds_for_datagrams(stage: &Stage) {
 }
 
 fn handlers_set_options_of_their_socket(stage: &Stage) {
-    if has_none(stage) {
-        return;
-    }
     let (log, asked) = (Log::default(), Log::default());
     let (served, reader) = (log.clone(), asked.clone());
     let first = SocketOption::TypeOfService(0x10);

@@ -212,7 +212,7 @@ impl Outlet {
         let buf = if buf.is_pooled() {
             pool.relieve(buf, SlotClass::Small)
         } else {
-            let copy = pool.copy_in(&buf);
+            let copy = pool.copied_into(SlotClass::Small, &buf);
             self.own = Some(buf);
             copy
         };
@@ -245,9 +245,9 @@ impl Outlet {
                 }
             };
             match answer {
-                Ok(()) => self.mail.sent(stats),
+                Ok(()) => self.mail.sent(data.len(), stats),
                 Err(error) if winsock::would_block(error) => self.send_later(id, to, data, port, stats),
-                Err(error) => self.mail.failed(to, error, stats),
+                Err(error) => self.mail.failed(to, data.len(), error, stats),
             }
         }
     }
@@ -255,7 +255,8 @@ impl Outlet {
     /// The system has no room: an operation waits for it.
     #[cold]
     fn send_later(&mut self, id: UdpId, to: SocketAddr, data: Chunk, port: &mut Port, stats: &mut EngineStats) {
-        let Some(socket) = &self.socket else { return self.mail.cancelled(stats) };
+        let bytes = data.len();
+        let Some(socket) = &self.socket else { return self.mail.cancelled(bytes, stats) };
         let record = Record::new(id, Load::Parcel(Parcel::new(to, data)));
         stats.sends += 1;
         // SAFETY: one send is started, on a socket that was attached to this port. Address and data lie in the load's box, or
@@ -268,8 +269,8 @@ impl Outlet {
         };
         match submitted {
             Submitted::Pending => self.sending = true,
-            Submitted::Done(_) => self.mail.sent(stats),
-            Submitted::Refused(_, error) => self.mail.failed(to, error, stats),
+            Submitted::Done(_) => self.mail.sent(bytes, stats),
+            Submitted::Refused(_, error) => self.mail.failed(to, bytes, error, stats),
         }
     }
 }
@@ -513,10 +514,10 @@ impl IocpEngine {
         outlet.sending = false;
         match &outlet.socket {
             Some(socket) if !success => match record.failure(socket) {
-                error if winsock::is_cancelled(error) => outlet.mail.cancelled(&mut self.stats),
-                error => outlet.mail.failed(parcel.to, error, &mut self.stats),
+                error if winsock::is_cancelled(error) => outlet.mail.cancelled(parcel.bytes(), &mut self.stats),
+                error => outlet.mail.failed(parcel.to, parcel.bytes(), error, &mut self.stats),
             },
-            _ => outlet.mail.sent(&mut self.stats),
+            _ => outlet.mail.sent(parcel.bytes(), &mut self.stats),
         }
         if outlet.closing {
             self.wind_down_outlet(id);

@@ -13,6 +13,7 @@ use std::io;
 use std::mem::ManuallyDrop;
 use std::time::{Duration, Instant};
 
+use super::datagram::DATAGRAM;
 use super::queues::DEPTH;
 use super::receive::{RECEIVE, TAG_BITS};
 use super::{RioEngine, State, table};
@@ -117,6 +118,10 @@ impl RioEngine {
             }
             while let Some(result) = self.pop_result() {
                 let tag = result.RequestContext as usize;
+                if tag & DATAGRAM != 0 {
+                    drop(self.on_datagram(tag, &result));
+                    continue;
+                }
                 let slot = (tag >> TAG_BITS) as u32;
                 let Some((id, _)) = self.conns.slot_mut::<ConnId>(slot) else { continue };
                 if tag & ((1 << TAG_BITS) - 1) == RECEIVE {
@@ -136,6 +141,7 @@ impl RioEngine {
     fn abort_everything(&mut self) -> bool {
         let deadline = Instant::now() + DROP_WAIT;
         self.listeners.stop_all(&mut self.port, &self.extensions, self.now);
+        self.udp.close_all();
         for id in self.conns.ids::<ConnId>() {
             self.start_close(id, Close::Plain);
         }
@@ -145,7 +151,7 @@ impl RioEngine {
             }
             let conns = self.conns.ids::<ConnId>();
             let busy = conns.into_iter().any(|id| self.conns.get(id).is_some_and(super::Conn::is_busy));
-            if !busy && self.port.in_flight() == 0 {
+            if !busy && !self.udp.is_busy() && self.port.in_flight() == 0 {
                 return true;
             }
             if Instant::now() > deadline || self.port.wait(Some(DROP_STEP)).is_err() {
@@ -167,6 +173,7 @@ impl Drop for RioEngine {
             ManuallyDrop::drop(&mut self.conns);
             ManuallyDrop::drop(&mut self.completions);
             ManuallyDrop::drop(&mut self.landing);
+            ManuallyDrop::drop(&mut self.udp);
             ManuallyDrop::drop(&mut self.region);
             ManuallyDrop::drop(&mut self.pool);
         }

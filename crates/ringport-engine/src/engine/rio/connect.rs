@@ -3,6 +3,8 @@
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use super::books::SENDS;
+use super::queues::RECEIVES;
 use super::{Conn, RioEngine, State};
 use crate::engine::contract::Event;
 use crate::engine::port::{Load, Record, Submitted};
@@ -57,7 +59,7 @@ impl RioEngine {
         }
         let socket = conn.socket.take()?;
         let outcome = if success {
-            winsock::update_connected(&socket).and_then(|()| self.equip(&socket))
+            winsock::update_connected(&socket).and_then(|()| self.equip(&socket, RECEIVES, SENDS))
         } else {
             Err(io::Error::from_raw_os_error(record.failure(&socket)))
         };

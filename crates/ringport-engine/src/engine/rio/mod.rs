@@ -37,6 +37,8 @@ pub(crate) mod books;
 mod accept;
 mod close;
 mod connect;
+mod datagram;
+mod datagram_memory;
 mod landing;
 mod probe;
 mod queues;
@@ -50,14 +52,16 @@ mod wait;
 use std::collections::VecDeque;
 use std::io;
 use std::mem::ManuallyDrop;
+use std::net::SocketAddr;
 use std::time::Instant;
 
 use windows_sys::Win32::Networking::WinSock::RIORESULT;
 
-use self::books::{Budget, Flight};
+use self::books::{Budget, Flight, SENDS};
+use self::datagram::Datagrams;
 use self::landing::Landing;
 pub(crate) use self::probe::probe;
-use self::queues::{Completions, DEPTH, Notice, Registered, Requests};
+use self::queues::{Completions, DEPTH, Notice, RECEIVES, Registered, Requests};
 use self::receive::Place;
 use self::send::Stage;
 use self::table::Functions;
@@ -65,13 +69,13 @@ pub(in crate::engine) use self::table::note_created;
 pub use self::table::{Provider, RIO_EXTENSION_FUNCTION_TABLE, use_provider};
 use super::acceptor::Listeners;
 use super::contract::{
-    Close, ConnInfo, Engine, EngineConfig, EngineStats, Event, RioCompletions, SendProgress, Waker, Want,
+    Close, ConnInfo, Engine, EngineConfig, EngineStats, Event, RioCompletions, SendProgress, SendTo, Waker, Want,
 };
 use super::port::Port;
 use super::spin::Spin;
 use super::winsock::{self, Extensions};
-use crate::buffer::{Pool, SendQueue};
-use crate::id::{ConnId, ListenerId, Table};
+use crate::buffer::{Chunk, Pool, SendQueue};
+use crate::id::{ConnId, ListenerId, Table, UdpId};
 use crate::options::SocketRef;
 use crate::socket::{SockAddr, Socket, SocketOptions};
 
@@ -164,6 +168,7 @@ pub struct RioEngine {
     // What the system may write to is dropped by hand, or leaked if the system does not let go of it in time. Of these
     // the completion queue goes first and the pool last.
     conns: ManuallyDrop<Table<Conn>>,
+    udp: ManuallyDrop<Datagrams>,
     completions: ManuallyDrop<Completions>,
     landing: ManuallyDrop<Landing>,
     region: ManuallyDrop<Registered>,
@@ -205,15 +210,16 @@ pub struct RioEngine {
 const _: () = assert!(size_of::<Conn>() <= 80);
 
 impl RioEngine {
-    /// Takes a connected socket in: gives it a request queue.
-    fn equip(&mut self, socket: &socket2::Socket) -> io::Result<Requests> {
-        let Some(capacity) = self.budget.needed(DEPTH) else { return Err(io::ErrorKind::OutOfMemory.into()) };
+    /// Takes a connected or bound socket in: gives it a request queue.
+    fn equip(&mut self, socket: &socket2::Socket, receives: u32, sends: u32) -> io::Result<Requests> {
+        let depth = receives + sends;
+        let Some(capacity) = self.budget.needed(depth) else { return Err(io::ErrorKind::OutOfMemory.into()) };
         if capacity != self.budget.capacity() {
             self.completions.resize(capacity)?;
             self.budget.resized(capacity);
         }
-        let requests = Requests::open(&self.functions, socket, &self.completions)?;
-        self.budget.charge(DEPTH);
+        let requests = Requests::open(&self.functions, socket, &self.completions, receives, sends)?;
+        self.budget.charge(depth);
         Ok(requests)
     }
 
@@ -255,6 +261,7 @@ impl Engine for RioEngine {
             functions,
             extensions: Extensions::load()?,
             conns: ManuallyDrop::new(Table::new()),
+            udp: ManuallyDrop::new(Datagrams::new()),
             completions: ManuallyDrop::new(completions),
             landing: ManuallyDrop::new(Landing::new(&functions)),
             region: ManuallyDrop::new(region),
@@ -297,7 +304,7 @@ impl Engine for RioEngine {
 
     fn adopt(&mut self, socket: Socket) -> io::Result<ConnId> {
         let socket = socket.into_system()?;
-        let requests = self.equip(&socket)?;
+        let requests = self.equip(&socket, RECEIVES, SENDS)?;
         let mut conn = Conn::new(socket, State::Open);
         conn.requests = Some(requests);
         Ok(self.conns.insert(conn))
@@ -343,6 +350,28 @@ impl Engine for RioEngine {
     fn at_mark(&self, conn: ConnId) -> io::Result<bool> {
         self.socket(conn)?;
         Err(winsock::no_mark())
+    }
+
+    /// The socket goes over to one that is made for Registered I/O, with its address and options.
+    fn bind_udp(&mut self, socket: Socket) -> io::Result<UdpId> {
+        self.take_outlet(socket)
+    }
+
+    fn receive_datagrams(&mut self, udp: UdpId, want: Want) {
+        self.want_datagrams(udp, want);
+    }
+
+    #[inline]
+    fn send_to(&mut self, udp: UdpId, to: SocketAddr, data: Chunk) -> SendTo {
+        self.queue_datagram(udp, to, data)
+    }
+
+    fn close_udp(&mut self, udp: UdpId) {
+        self.close_outlet(udp);
+    }
+
+    fn udp_socket(&self, udp: UdpId) -> io::Result<SocketRef<'_>> {
+        self.udp.socket(udp)
     }
 
     fn wait(&mut self, deadline: Option<Instant>) -> io::Result<()> {

@@ -201,16 +201,22 @@ pub(super) enum Direction {
 }
 
 impl Requests {
-    /// Makes the request queue of a socket, which was created for Registered I/O.
+    /// Makes the request queue of a socket, which was created for Registered I/O, with room for so many requests.
     ///
     /// # Errors
     ///
     /// What the system answers.
-    pub(super) fn open(functions: &Functions, socket: &socket2::Socket, completions: &Completions) -> io::Result<Self> {
+    pub(super) fn open(
+        functions: &Functions,
+        socket: &socket2::Socket,
+        completions: &Completions,
+        receives: u32,
+        sends: u32,
+    ) -> io::Result<Self> {
         let (socket, queue) = (socket.as_raw_socket() as SOCKET, completions.queue);
         // SAFETY: the socket and the completion queue are live. A request has exactly one buffer.
         let requests =
-            unsafe { (functions.create_request_queue)(socket, RECEIVES, 1, SENDS, 1, queue, queue, ptr::null()) };
+            unsafe { (functions.create_request_queue)(socket, receives, 1, sends, 1, queue, queue, ptr::null()) };
         if requests == 0 { Err(last_error()) } else { Ok(Self(requests)) }
     }
 
@@ -240,10 +246,41 @@ impl Requests {
         if done == 0 { Started::Refused(last_error().raw_os_error().unwrap_or_default()) } else { Started::Pending }
     }
 
-    /// Starts the sends that were deferred.
-    pub(super) fn commit(self, functions: &Functions) {
+    /// Posts one request of a datagram: its bytes, if there are any, and the peer's address.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Requests::post`], for both parts.
+    #[inline]
+    pub(super) unsafe fn post_to(
+        self,
+        functions: &Functions,
+        direction: Direction,
+        data: Option<&RIO_BUF>,
+        address: &RIO_BUF,
+        flags: u32,
+        tag: usize,
+    ) -> Started {
+        let (tag, none) = (ptr::without_provenance(tag), ptr::null());
+        // Without bytes there is no buffer either (see RIOSendEx).
+        let (data, count) = data.map_or((none, 0), |data| (ptr::from_ref(data), 1));
+        let call = match direction {
+            Direction::Receive => functions.receive_from,
+            Direction::Send => functions.send_to,
+        };
+        // SAFETY: the descriptions are read before the call returns; the caller vouches for the rest.
+        let done = unsafe { call(self.0, data, count, none, address, none, none, flags, tag) };
+        if done == 0 { Started::Refused(last_error().raw_os_error().unwrap_or_default()) } else { Started::Pending }
+    }
+
+    /// Starts the requests that were deferred.
+    pub(super) fn commit(self, functions: &Functions, direction: Direction) {
+        let call = match direction {
+            Direction::Receive => functions.receive,
+            Direction::Send => functions.send,
+        };
         // SAFETY: a commit refers to no memory. That it fails, the completions of what was deferred say.
-        unsafe { (functions.send)(self.0, ptr::null(), 0, RIO_MSG_COMMIT_ONLY, ptr::null()) };
+        unsafe { call(self.0, ptr::null(), 0, RIO_MSG_COMMIT_ONLY, ptr::null()) };
     }
 }
 

@@ -72,7 +72,7 @@ impl RioEngine {
                 if let Started::Refused(error) = started {
                     if deferred {
                         self.stats.commits += 1;
-                        requests.commit(&self.functions);
+                        requests.commit(&self.functions, Direction::Send);
                     }
                     return self.not_posted(id, tag, next, error);
                 }

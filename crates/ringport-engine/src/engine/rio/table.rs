@@ -12,9 +12,9 @@ use std::sync::OnceLock;
 pub use windows_sys::Win32::Networking::WinSock::RIO_EXTENSION_FUNCTION_TABLE;
 use windows_sys::Win32::Networking::WinSock::{
     LPFN_RIOCLOSECOMPLETIONQUEUE, LPFN_RIOCREATECOMPLETIONQUEUE, LPFN_RIOCREATEREQUESTQUEUE, LPFN_RIODEQUEUECOMPLETION,
-    LPFN_RIODEREGISTERBUFFER, LPFN_RIONOTIFY, LPFN_RIORECEIVE, LPFN_RIOREGISTERBUFFER, LPFN_RIORESIZECOMPLETIONQUEUE,
-    LPFN_RIOSEND, SIO_GET_MULTIPLE_EXTENSION_FUNCTION_POINTER, SOCKET, SOCKET_ERROR, WSAEOPNOTSUPP, WSAGetLastError,
-    WSAID_MULTIPLE_RIO, WSAIoctl,
+    LPFN_RIODEREGISTERBUFFER, LPFN_RIONOTIFY, LPFN_RIORECEIVE, LPFN_RIORECEIVEEX, LPFN_RIOREGISTERBUFFER,
+    LPFN_RIORESIZECOMPLETIONQUEUE, LPFN_RIOSEND, LPFN_RIOSENDEX, SIO_GET_MULTIPLE_EXTENSION_FUNCTION_POINTER, SOCKET,
+    SOCKET_ERROR, WSAEOPNOTSUPP, WSAGetLastError, WSAID_MULTIPLE_RIO, WSAIoctl,
 };
 use windows_sys::core::GUID;
 
@@ -57,11 +57,13 @@ pub(super) fn close(socket: socket2::Socket) {
     drop(socket);
 }
 
-/// The ten functions that the engine calls. The others resize a request queue, and are for datagrams.
+/// The twelve functions that the engine calls. The other one resizes a request queue.
 #[derive(Clone, Copy)]
 pub(super) struct Functions {
     pub(super) receive: Function<LPFN_RIORECEIVE>,
     pub(super) send: Function<LPFN_RIOSEND>,
+    pub(super) receive_from: Function<LPFN_RIORECEIVEEX>,
+    pub(super) send_to: Function<LPFN_RIOSENDEX>,
     pub(super) close_completion_queue: Function<LPFN_RIOCLOSECOMPLETIONQUEUE>,
     pub(super) create_completion_queue: Function<LPFN_RIOCREATECOMPLETIONQUEUE>,
     pub(super) create_request_queue: Function<LPFN_RIOCREATEREQUESTQUEUE>,
@@ -103,6 +105,8 @@ impl Functions {
         Some(Self {
             receive: table.RIOReceive?,
             send: table.RIOSend?,
+            receive_from: table.RIOReceiveEx?,
+            send_to: table.RIOSendEx?,
             close_completion_queue: table.RIOCloseCompletionQueue?,
             create_completion_queue: table.RIOCreateCompletionQueue?,
             create_request_queue: table.RIOCreateRequestQueue?,

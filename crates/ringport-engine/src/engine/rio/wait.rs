@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use windows_sys::Win32::Networking::WinSock::RIORESULT;
 
 use super::RioEngine;
+use super::datagram::DATAGRAM;
 use super::queues::KEY_COMPLETIONS;
 use super::receive::{RECEIVE, TAG_BITS};
 use crate::engine::contract::{Event, RioCompletions};
@@ -35,10 +36,12 @@ impl RioEngine {
         self.feed_starved();
         let pause_end = self.listeners.resume(&mut self.port, &self.extensions);
         self.post();
+        self.post_datagrams();
         let until = self.until(deadline, pause_end);
         self.learn(until)?;
         self.now = Instant::now();
         self.ready_this_turn = self.ready.len();
+        self.udp.begin_turn();
         self.events_left = self.config.events_per_turn.max(1);
         Ok(())
     }
@@ -61,11 +64,12 @@ impl RioEngine {
     /// When the thread has to be awake again. `None` for never.
     fn until(&self, deadline: Option<Instant>, pause_end: Option<Instant>) -> Until {
         let leftovers = self.next_result < self.results_end || self.port.has_leftovers();
+        let leftovers = leftovers || self.udp.has_leftovers();
         if leftovers || !self.ready.is_empty() || !self.farewells.is_empty() || self.listeners.has_reports() {
             return Until::Now;
         }
         let starved = (!self.starved.is_empty()).then(|| Instant::now() + STARVED_WAIT);
-        match [deadline, pause_end, starved].into_iter().flatten().min() {
+        match [deadline, pause_end, starved, self.udp.stall_end()].into_iter().flatten().min() {
             Some(first) if first <= self.now => Until::Now,
             Some(first) => Until::At(first),
             None => Until::Never,
@@ -198,6 +202,9 @@ impl RioEngine {
                 return Some(event);
             }
         }
+        if let Some(event) = self.next_of_ready_outlets() {
+            return Some(event);
+        }
         loop {
             while let Some(result) = self.pop_result() {
                 if let Some(event) = self.translate(&result) {
@@ -216,6 +223,9 @@ impl RioEngine {
     #[inline]
     fn translate(&mut self, result: &RIORESULT) -> Option<Event> {
         let tag = result.RequestContext as usize;
+        if tag & DATAGRAM != 0 {
+            return self.on_datagram(tag, result);
+        }
         // The slot is not reused before every completion of its connection was dequeued.
         let (id, _) = self.conns.slot_mut::<ConnId>((tag >> TAG_BITS) as u32)?;
         if tag & ((1 << TAG_BITS) - 1) == RECEIVE { self.on_receive(id, result) } else { self.on_send(id, tag, result) }
@@ -244,6 +254,9 @@ impl RioEngine {
             let event = self.closed(id);
             self.shrink();
             return event;
+        }
+        if let Some(event) = self.next_udp_farewell() {
+            return Some(event);
         }
         if self.listeners.has_reports() { self.listeners.next_report() } else { None }
     }
