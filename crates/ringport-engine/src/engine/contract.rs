@@ -503,7 +503,7 @@ pub struct EngineConfig {
     /// The network of the simulator; other engines ignore it.
     pub network: Option<crate::engine::sim::Network>,
     /// Buffers for received datagrams. They are reserved when the first datagram socket is bound, and touched as they are
-    /// used.
+    /// used. On rio each socket has some of its own, about a MiB, and fewer where there are many sockets or this says so.
     pub datagram_slots: u32,
     /// Bytes of the largest datagram that is received whole. 65,535 holds every datagram (see udp(7)) and segments that the
     /// kernel has put together (`UDP_GRO`); with less, these are not asked for.

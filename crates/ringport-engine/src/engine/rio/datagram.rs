@@ -311,7 +311,8 @@ impl RioEngine {
                 }
             }
         }
-        for id in std::mem::take(&mut self.udp.dirty) {
+        let mut dirty = std::mem::take(&mut self.udp.dirty);
+        for id in dirty.drain(..) {
             if let Some(outlet) = self.udp.outlets.get_mut(id) {
                 outlet.dirty = false;
                 self.post_letters(id);
@@ -320,6 +321,8 @@ impl RioEngine {
                 self.settle_outlet(id);
             }
         }
+        // Nothing was put there meanwhile, so that the list keeps its room.
+        self.udp.dirty = dirty;
     }
 
     /// Posts a receive for each that has ended. All but the last are deferred.

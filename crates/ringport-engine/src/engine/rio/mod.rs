@@ -16,6 +16,8 @@
 //! connections wait with a small slice of an area of their own (`landing.rs`), and what they get is copied. Bytes to
 //! send that lie in a slot are sent from there; all others are copied into a slot or a slice first, a few at a time.
 //!
+//! Datagrams are much the same, with addresses beside them (`datagram.rs`, `datagram_memory.rs`).
+//!
 //! # What keeps it correct
 //!
 //! - The completion queue is as large as all request queues together (`books/budget.rs`): it is resized before a connection
