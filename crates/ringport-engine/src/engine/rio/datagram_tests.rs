@@ -22,8 +22,7 @@ fn engine(pool: PoolConfig) -> RioEngine {
     let (created, closing) = (rio_standin::created, rio_standin::closing);
     // SAFETY: the functions stand in for those of Registered I/O.
     unsafe { use_provider(Provider { table: rio_standin::functions(), created, closing }) };
-    let mut config = EngineConfig::default();
-    config.rio_completions = RioCompletions::Hybrid;
+    let config = EngineConfig { rio_completions: RioCompletions::Hybrid, ..EngineConfig::default() };
     RioEngine::open(&config, Pool::new(pool)).unwrap()
 }
 
@@ -157,7 +156,8 @@ fn refused_receives_are_tried_again_without_spinning() {
     let mut engine = engine(PoolConfig::default());
     let real = engine.functions;
     engine.functions.receive_from = refuse;
-    (GOOD_CALLS.set(0), CALLS.set(0));
+    GOOD_CALLS.set(0);
+    CALLS.set(0);
     let (near, to) = bind(&mut engine);
     let failures = events(&mut engine, Duration::from_millis(200), |_| false);
     assert!(failures.iter().all(|event| matches!(event, Event::DatagramFailed { to: None, .. })), "{failures:?}");
