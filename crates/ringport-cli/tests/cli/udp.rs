@@ -168,7 +168,7 @@ fn attack(engine: &str, more: &[&str], attack: impl Fn(SocketAddr)) -> String {
 
 #[test]
 fn empty_and_huge_datagrams_disturb_nobody() {
-    for engine in datagram_engines() {
+    for engine in engines() {
         let errors = attack(engine, &[], |address| {
             let peer = socket();
             peer.set_read_timeout(Some(Duration::from_millis(20))).expect("a timeout can be set");
@@ -192,7 +192,7 @@ fn empty_and_huge_datagrams_disturb_nobody() {
 
 #[test]
 fn a_flood_does_not_end_the_service() {
-    for engine in datagram_engines() {
+    for engine in engines() {
         for more in [&[][..], &["--udp-rate", "2000"]] {
             // Several peers that read no answer, whose kernel drops them.
             let errors = attack(engine, more, |address| {
@@ -211,7 +211,7 @@ fn a_flood_does_not_end_the_service() {
 
 #[test]
 fn a_peer_over_its_rate_is_cut_short() {
-    for engine in datagram_engines() {
+    for engine in engines() {
         let errors = attack(engine, &["--udp-rate", "2000"], |address| {
             let greedy = socket();
             greedy.set_read_timeout(Some(Duration::from_millis(100))).expect("a timeout can be set");
@@ -233,7 +233,7 @@ fn a_peer_over_its_rate_is_cut_short() {
 
 #[test]
 fn peers_that_are_gone_disturb_nobody() {
-    for engine in datagram_engines() {
+    for engine in engines() {
         let errors = attack(engine, &[], |address| {
             for round in 0..300 {
                 // The answers find nobody, and the server's system is told so (ICMP port unreachable).
