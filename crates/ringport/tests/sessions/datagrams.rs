@@ -301,10 +301,20 @@ fn an_unreachable_peer_is_told(stage: &Stage) {
     assert!(see(&asked).failed.iter().all(|to| *to == Some(gone)));
 }
 
+/// Whether what is bound to a second address of this machine sends from there. Not every system has one, and Wine binds to
+/// it but sends from the first.
+fn has_two_addresses() -> bool {
+    let near = UdpSocket::bind("127.0.0.1:0").expect("a free port");
+    let to = near.local_addr().expect("it is bound");
+    near.set_read_timeout(Some(LIMIT)).expect("a timeout can be set");
+    let Ok(far) = UdpSocket::bind("127.0.0.2:0") else { return false };
+    far.send_to(b"?", to).is_ok() && receive(&near, &mut [0; 8]).1.ip() == std::net::Ipv4Addr::new(127, 0, 0, 2)
+}
+
 /// Two addresses with three peers each, of which two may come in.
 fn one_peer_of_an_address_too_many_is_dropped(stage: &Stage) {
-    if matches!(stage, Stage::Real(EngineKind::Kqueue)) {
-        println!("skipped: not every system has 127.0.0.2");
+    if matches!(stage, Stage::Real(_)) && !has_two_addresses() {
+        println!("skipped: this system does not send from 127.0.0.2");
         return;
     }
     let (log, answers) = (Log::default(), Log::default());
