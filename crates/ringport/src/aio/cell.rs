@@ -113,7 +113,7 @@ struct Extra {
     closing: Interest,
 }
 
-/// What is left for the worker after [`StreamCell::hand_over`].
+/// What is left for the worker after [`StreamCell::hand_over`]. Mostly nothing, so that it is made only if there is some.
 #[derive(Default)]
 pub(crate) struct Todo {
     /// Timers of the session to set.
@@ -280,20 +280,25 @@ impl StreamCell {
 
     /// Carries out on the session what the stream wants.
     #[inline]
-    pub(crate) fn hand_over(&self, session: &mut Session, options: &ConnectionOptions, account: &mut Account) -> Todo {
+    pub(crate) fn hand_over(
+        &self,
+        session: &mut Session,
+        options: &ConnectionOptions,
+        account: &mut Account,
+    ) -> Option<Todo> {
         let mut inner = self.inner.borrow_mut();
-        let mut todo = Todo::default();
+        let mut todo = None;
         let abandoned = inner.reader_gone && inner.writer_gone;
         if let Some(reason) = inner.abort.take() {
             inner.outbox = None;
             session.end(Ending::Abort, reason);
-            return todo;
+            return None;
         }
         if session.phase == Phase::Connecting {
             if abandoned {
                 session.end(Ending::Abort, CloseReason::Local);
             }
-            return todo;
+            return None;
         }
         if let Some(mut outbox) = inner.outbox.take() {
             move_pieces(&mut outbox, session, options, account);
@@ -308,7 +313,7 @@ impl StreamCell {
             if abandoned {
                 let reason = if session.peer_closed { CloseReason::PeerClosed } else { CloseReason::Local };
                 session.end(Ending::Graceful, reason);
-                return todo;
+                return None;
             }
         } else if !inner.continuing {
             inner.continuing = session.flush(MORE);
@@ -321,7 +326,10 @@ impl StreamCell {
             session.pauses.remove(Pauses::USER);
         }
         inner.session_queued = session.queued();
-        if let Some(extra) = &mut inner.extra {
+        if let Some(extra) = &mut inner.extra
+            && extra.has_wishes()
+        {
+            let todo = todo.get_or_insert_with(Todo::default);
             todo.info = std::mem::take(&mut extra.info_wanted);
             let arm = |deadline: &mut Deadline, token| deadline.to_arm.take().map(|delay| (delay, token));
             todo.timers[0] = arm(&mut extra.read, READ);
@@ -348,6 +356,9 @@ impl StreamCell {
 /// Moves pieces to the session while the limits allow. One that is too large goes in parts.
 #[inline]
 fn move_pieces(from: &mut SendQueue, session: &mut Session, options: &ConnectionOptions, account: &mut Account) {
+    if session.take_all(from, options, account) {
+        return;
+    }
     if !session.is_sendable() {
         from.clear();
     }
@@ -372,6 +383,13 @@ fn move_pieces(from: &mut SendQueue, session: &mut Session, options: &Connection
             // while its reading rests would never learn that its peer is gone, and would never free any.
             session.send_anyway(piece, options, account);
         }
+    }
+}
+
+impl Extra {
+    /// Whether the worker has something to do for it.
+    fn has_wishes(&self) -> bool {
+        self.info_wanted || self.read.to_arm.is_some() || self.write.to_arm.is_some()
     }
 }
 

@@ -66,7 +66,7 @@ pub use stream::{OwnedReader, OwnedWriter, RecvFuture, SendFuture, Stream};
 pub use task::{JoinError, JoinHandle};
 pub use time::{Elapsed, Interval, Sleep, interval, now, sleep, sleep_until, timeout};
 
-pub(crate) use cell::StreamCell;
+pub(crate) use cell::{StreamCell, Todo};
 pub(crate) use datagram::{DatagramCell, receiving, serving as serving_datagrams};
 pub(crate) use listener::ListenerCell;
 pub(crate) use runtime::{Request, Runtime};

@@ -171,7 +171,11 @@ impl Tasks {
     pub(super) fn take(&mut self, id: TaskId) -> Option<Taken> {
         let task = self.get(id)?;
         let taken = task.taken.take()?;
-        task.shared.queued.swap(false, Ordering::AcqRel);
+        // Mostly an event polls a task that nobody has woken, and an exchange costs more than a look. A wake that comes
+        // between the two is in a list and stays there.
+        if task.shared.queued.load(Ordering::Acquire) {
+            task.shared.queued.swap(false, Ordering::AcqRel);
+        }
         Some(taken)
     }
 

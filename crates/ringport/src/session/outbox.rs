@@ -9,7 +9,7 @@
 //! send ─────────────────────────────────────────► outbox ──► engine      (all others)
 //! ```
 
-use ringport_engine::{Chunk, Pool};
+use ringport_engine::{Chunk, Pool, SendQueue};
 
 use super::{CloseReason, ConnectionOptions, Ending, Fin, Flush, OverLimit, Phase, Refusal, SendOutcome, Session};
 use crate::worker::{Account, OVERRUN, RECEIVED_OVERRUN};
@@ -63,6 +63,20 @@ impl Session {
     pub(crate) fn send_anyway(&mut self, data: Chunk, options: &ConnectionOptions, account: &mut Account) {
         account.charge_anyway(data.len() as u64);
         self.queue(data, options);
+    }
+
+    /// Takes a whole queue as it is, if nothing is queued and the limits allow all of it. A queue that changes hands is
+    /// cheaper than its pieces one by one.
+    #[inline]
+    pub(crate) fn take_all(&mut self, from: &mut SendQueue, options: &ConnectionOptions, account: &mut Account) -> bool {
+        let bytes = from.bytes();
+        let fits = self.outbox.is_empty() && self.fits(bytes as usize, options) && account.charge(bytes);
+        if fits {
+            std::mem::swap(&mut self.outbox, from);
+            self.accepted += bytes;
+            self.check_high_mark(options);
+        }
+        fits
     }
 
     /// Queues a copy of `data`.

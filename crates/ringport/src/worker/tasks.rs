@@ -8,7 +8,7 @@ use ringport_engine::{ConnId, Engine, Socket, Want};
 use super::context::{Context, Facts};
 use super::timers::Timer;
 use super::{Listening, Worker};
-use crate::aio::{ListenerCell, Request, Runtime, StreamCell};
+use crate::aio::{ListenerCell, Request, Runtime, StreamCell, Todo};
 use crate::session::{ConnectionOptions, Phase};
 
 impl Context {
@@ -44,14 +44,21 @@ impl Context {
         }
         let options = &self.options[session.service as usize];
         let todo = stream.hand_over(session, options, &mut self.account);
+        if current != Some(conn) {
+            self.mark_dirty(conn);
+        }
+        if let Some(todo) = todo {
+            self.do_rest(facts, stream, conn, todo);
+        }
+    }
+
+    #[cold]
+    fn do_rest(&mut self, facts: &dyn Facts, stream: &StreamCell, conn: ConnId, todo: Todo) {
         for (delay, token) in todo.timers.into_iter().flatten() {
             self.set_timer(conn, delay, None, token);
         }
         if todo.info {
             stream.informed(facts.info(conn));
-        }
-        if current != Some(conn) {
-            self.mark_dirty(conn);
         }
     }
 
