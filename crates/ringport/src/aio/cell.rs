@@ -40,8 +40,20 @@ const WRITE: u64 = 2;
 pub(crate) struct StreamCell {
     pub(super) runtime: Rc<Runtime>,
     pub(crate) conn: Cell<Option<ConnId>>,
-    pub(super) touched: Cell<bool>,
+    pub(super) touched: Cell<Touched>,
     inner: RefCell<Inner>,
+}
+
+/// Whether the worker is to look at a stream, and how it gets to know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Touched {
+    No,
+    /// It is in the list of those that were touched.
+    Listed,
+    /// Not yet, and no list is needed: the worker has the stream at hand and looks itself.
+    AtHand,
+    /// As [`Self::AtHand`], and there is something to carry out.
+    Wanted,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -148,7 +160,7 @@ impl StreamCell {
             flush: Flush::default(),
             extra: None,
         };
-        let (conn, touched) = (Cell::new(None), Cell::new(false));
+        let (conn, touched) = (Cell::new(None), Cell::new(Touched::No));
         Rc::new(Self { runtime, conn, touched, inner: RefCell::new(inner) })
     }
 

@@ -15,7 +15,7 @@ use std::time::Instant;
 use ringport_engine::engine::sim::Network;
 use ringport_engine::{ConnId, ListenerId, Pool, SendQueue, SockAddr, Socket, SocketOptions};
 
-use super::cell::StreamCell;
+use super::cell::{StreamCell, Touched};
 use super::connection_pool::Local;
 use super::datagram::DatagramCell;
 use super::listener::ListenerCell;
@@ -82,7 +82,9 @@ pub(crate) struct Runtime {
     /// Streams with something to carry out.
     touched: RefCell<Vec<Rc<StreamCell>>>,
     requests: RefCell<VecDeque<Request>>,
-    /// Empty queues, for streams that send.
+    /// An empty queue, for a stream that sends: the one that goes to and fro while one stream at a time sends.
+    queue: Cell<Option<Box<SendQueue>>>,
+    /// More of them.
     #[expect(clippy::vec_box, reason = "a queue moves into a stream's cell as a pointer, without an allocation")]
     queues: RefCell<Vec<Box<SendQueue>>>,
     pub(super) sleeps: RefCell<Sleeps>,
@@ -123,6 +125,7 @@ impl Runtime {
             streams: RefCell::default(),
             touched: RefCell::default(),
             requests: RefCell::default(),
+            queue: Cell::new(None),
             queues: RefCell::default(),
             sleeps: RefCell::default(),
             accepting: RefCell::default(),
@@ -288,15 +291,25 @@ impl Runtime {
         }
     }
 
+    /// As [`Self::poll_now`] for what happened on `stream`. Returns whether that has something to carry out then, which is
+    /// cheaper than the list of those that were touched.
+    #[inline]
+    pub(crate) fn poll_at_hand(&self, who: Interest, stream: &Rc<StreamCell>) -> bool {
+        let Interest::Task(task) = who else {
+            self.poll_now(who);
+            return false;
+        };
+        let held = AtHand::new(self, stream);
+        self.poll(task);
+        held.end()
+    }
+
     /// Notes who waits: the polled task itself if the waker is its own, else the waker.
     #[inline]
     pub(super) fn register(&self, who: &mut Interest, cx: &Context<'_>) {
         match self.polling.get() {
             Some((task, own)) if own == shape(cx.waker()) => *who = Interest::Task(task),
-            _ => match who {
-                Interest::Waker(waker) if waker.will_wake(cx.waker()) => {}
-                _ => *who = Interest::Waker(Box::new(cx.waker().clone())),
-            },
+            _ => register_other(who, cx),
         }
     }
 
@@ -304,10 +317,11 @@ impl Runtime {
     fn poll(&self, task: TaskId) {
         let taken = self.tasks.borrow_mut().take(task);
         let Some(mut taken) = taken else { return };
-        let before = self.polling.replace(Some((task, shape(&taken.waker))));
+        debug_assert!(self.polling.get().is_none(), "only a worker polls its tasks, one after the other");
+        self.polling.set(Some((task, shape(&taken.waker))));
         let polled =
             catch_unwind(AssertUnwindSafe(|| taken.future.as_mut().poll(&mut Context::from_waker(&taken.waker))));
-        self.polling.set(before);
+        self.polling.set(None);
         match polled {
             Ok(Poll::Pending) => {
                 let cancelled = self.tasks.borrow_mut().put_back(task, taken);
@@ -404,28 +418,47 @@ impl Runtime {
     /// Has the worker look at `stream` after this poll.
     #[inline]
     pub(super) fn touch(&self, stream: &Rc<StreamCell>) {
-        if !stream.touched.replace(true) && !self.closed.get() {
+        match stream.touched.get() {
+            Touched::Listed | Touched::Wanted => {}
+            Touched::AtHand => stream.touched.set(Touched::Wanted),
+            Touched::No => self.list(stream),
+        }
+    }
+
+    fn list(&self, stream: &Rc<StreamCell>) {
+        stream.touched.set(Touched::Listed);
+        if !self.closed.get() {
             self.touched.borrow_mut().push(Rc::clone(stream));
         }
+    }
+
+    /// Whether a stream has something to carry out.
+    #[inline]
+    pub(crate) fn is_touched(&self) -> bool {
+        !self.touched.borrow().is_empty()
     }
 
     #[inline]
     pub(crate) fn next_touched(&self) -> Option<Rc<StreamCell>> {
         let stream = self.touched.borrow_mut().pop()?;
-        stream.touched.set(false);
+        stream.touched.set(Touched::No);
         Some(stream)
     }
 
     /// An empty queue.
+    #[inline]
     pub(super) fn take_queue(&self) -> Box<SendQueue> {
-        self.queues.borrow_mut().pop().unwrap_or_default()
+        self.queue.take().unwrap_or_else(|| self.queues.borrow_mut().pop().unwrap_or_default())
     }
 
     /// Takes an empty queue back.
+    #[inline]
     pub(super) fn give_queue(&self, queue: Box<SendQueue>) {
-        let mut queues = self.queues.borrow_mut();
-        if queues.len() < QUEUES_KEPT {
-            queues.push(queue);
+        if let Some(another) = self.queue.replace(Some(queue)) {
+            let mut queues = self.queues.borrow_mut();
+            if queues.len() < QUEUES_KEPT {
+                queues.push(another);
+            }
         }
     }
 
@@ -480,6 +513,55 @@ impl Runtime {
 
     pub(super) fn take_accepting(&self) -> Option<Rc<ListenerCell>> {
         self.accepting.borrow_mut().take()
+    }
+}
+
+/// Notes a waker that is not the polled task's own.
+#[inline(never)]
+fn register_other(who: &mut Interest, cx: &Context<'_>) {
+    match who {
+        Interest::Waker(waker) if waker.will_wake(cx.waker()) => {}
+        _ => *who = Interest::Waker(Box::new(cx.waker().clone())),
+    }
+}
+
+/// A stream that its worker looks at by itself after the poll that runs, unless it is listed already.
+struct AtHand<'a> {
+    runtime: &'a Runtime,
+    stream: &'a Rc<StreamCell>,
+}
+
+impl<'a> AtHand<'a> {
+    #[inline]
+    fn new(runtime: &'a Runtime, stream: &'a Rc<StreamCell>) -> Self {
+        if stream.touched.get() == Touched::No {
+            stream.touched.set(Touched::AtHand);
+        }
+        Self { runtime, stream }
+    }
+
+    /// The poll has returned. Says whether there is something to carry out that nothing lists.
+    #[inline]
+    fn end(self) -> bool {
+        match self.stream.touched.get() {
+            Touched::No | Touched::Listed => false,
+            held => {
+                self.stream.touched.set(Touched::No);
+                held == Touched::Wanted
+            }
+        }
+    }
+}
+
+/// Also when something panics: what was wanted is listed then, or nobody would ever look.
+impl Drop for AtHand<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        match self.stream.touched.get() {
+            Touched::No | Touched::Listed => {}
+            Touched::AtHand => self.stream.touched.set(Touched::No),
+            Touched::Wanted => self.runtime.list(self.stream),
+        }
     }
 }
 

@@ -76,8 +76,8 @@ impl Service for Streams {
         let runtime = Rc::clone(call.context.aio());
         if let Some(stream) = runtime.stream(call.conn) {
             let waiting = stream.receive(buf);
-            runtime.poll_now(waiting);
-            call.context.carry_out(call.facts, Some(call.conn));
+            let wanted = runtime.poll_at_hand(waiting, &stream);
+            call.context.carry_out_first(call.facts, wanted.then_some(&stream), call.conn);
         }
     }
 

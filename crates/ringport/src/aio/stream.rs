@@ -5,7 +5,7 @@ use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use ringport_engine::{Buf, Chunk, ConnInfo};
@@ -252,8 +252,7 @@ impl OwnedWriter {
 
     /// As [`Self::send`], for those who write futures by hand. Takes the data out when it is queued.
     pub fn poll_send(&mut self, cx: &mut Context<'_>, data: &mut Option<Chunk>) -> Poll<io::Result<()>> {
-        ready!(self.cell.poll_room(cx))?;
-        Poll::Ready(data.take().map_or(Ok(()), |data| self.cell.push(data)))
+        self.cell.poll_send(cx, data)
     }
 }
 
@@ -436,8 +435,7 @@ impl Stream {
 
     /// As [`OwnedWriter::poll_send`].
     pub fn poll_send(&mut self, cx: &mut Context<'_>, data: &mut Option<Chunk>) -> Poll<io::Result<()>> {
-        ready!(self.cell().poll_room(cx))?;
-        Poll::Ready(data.take().map_or(Ok(()), |data| self.cell().push(data)))
+        self.cell().poll_send(cx, data)
     }
 
     /// As [`Self::flush`], for those who write futures by hand.
@@ -591,9 +589,7 @@ impl Future for SendFuture<'_> {
 
     #[inline]
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        ready!(self.cell.poll_room(cx))?;
-        let data = self.data.take();
-        Poll::Ready(data.map_or(Ok(()), |data| self.cell.push(data)))
+        self.cell.poll_send(cx, &mut self.data)
     }
 }
 

@@ -181,17 +181,16 @@ impl Tasks {
 
     /// Puts the future back, unless the task was cancelled meanwhile: then it comes back, to be dropped.
     pub(super) fn put_back(&mut self, id: TaskId, taken: Taken) -> Option<Taken> {
-        let cancelled = self.slots[id.slot as usize].cancelled;
-        match self.get(id) {
-            Some(task) if !cancelled => {
-                task.taken = Some(taken);
-                None
-            }
-            _ => {
-                self.remove(id);
-                Some(taken)
-            }
+        let slot = &mut self.slots[id.slot as usize];
+        if !slot.cancelled
+            && slot.generation == id.generation
+            && let Some(task) = &mut slot.task
+        {
+            task.taken = Some(taken);
+            return None;
         }
+        self.remove(id);
+        Some(taken)
     }
 
     pub(super) fn remove(&mut self, id: TaskId) -> Option<Taken> {

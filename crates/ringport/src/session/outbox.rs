@@ -68,7 +68,12 @@ impl Session {
     /// Takes a whole queue as it is, if nothing is queued and the limits allow all of it. A queue that changes hands is
     /// cheaper than its pieces one by one.
     #[inline]
-    pub(crate) fn take_all(&mut self, from: &mut SendQueue, options: &ConnectionOptions, account: &mut Account) -> bool {
+    pub(crate) fn take_all(
+        &mut self,
+        from: &mut SendQueue,
+        options: &ConnectionOptions,
+        account: &mut Account,
+    ) -> bool {
         let bytes = from.bytes();
         let fits = self.outbox.is_empty() && self.fits(bytes as usize, options) && account.charge(bytes);
         if fits {

@@ -25,7 +25,17 @@ impl Context {
 
     /// Carries out what polls have left, up to what the engine is needed for. The session of `current` is settled by the
     /// caller, all others at the end of the turn.
+    /// As [`Self::carry_out`], after `first`, which belongs to the current connection and is in no list.
     #[inline]
+    pub(crate) fn carry_out_first(&mut self, facts: &dyn Facts, first: Option<&Rc<StreamCell>>, current: ConnId) {
+        if let Some(stream) = first {
+            self.hand_over(facts, stream, Some(current));
+        }
+        if self.aio.is_touched() || !self.aio.is_settled() {
+            self.carry_out(facts, Some(current));
+        }
+    }
+
     pub(crate) fn carry_out(&mut self, facts: &dyn Facts, current: Option<ConnId>) {
         while let Some(stream) = self.aio.next_touched() {
             self.hand_over(facts, &stream, current);

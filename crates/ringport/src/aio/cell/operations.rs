@@ -190,9 +190,27 @@ impl StreamCell {
     }
 
     /// Queues a piece. The caller has waited for room.
-    #[inline]
     pub(in crate::aio) fn push(self: &Rc<Self>, piece: Chunk) -> io::Result<()> {
+        self.push_to(&mut self.inner.borrow_mut(), piece)
+    }
+
+    /// Queues the piece that is in `data` once there is room for it. Until then it stays there.
+    #[inline]
+    pub(in crate::aio) fn poll_send(
+        self: &Rc<Self>,
+        cx: &Context<'_>,
+        data: &mut Option<Chunk>,
+    ) -> Poll<io::Result<()>> {
         let mut inner = self.inner.borrow_mut();
+        ready!(self.poll_room_of(&mut inner, cx))?;
+        Poll::Ready(match data.take() {
+            Some(piece) => self.push_to(&mut inner, piece),
+            None => Ok(()),
+        })
+    }
+
+    #[inline]
+    fn push_to(self: &Rc<Self>, inner: &mut Inner, piece: Chunk) -> io::Result<()> {
         if piece.len() > inner.message_max as usize {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "the message is larger than the send limit"));
         }
