@@ -299,9 +299,16 @@ impl Runtime {
             self.poll_now(who);
             return false;
         };
-        let held = AtHand::new(self, stream);
+        if stream.touched.get() == Touched::No {
+            stream.touched.set(Touched::AtHand);
+        }
         self.poll(task);
-        held.end()
+        // A panic that does not come back here ends the connection, and nothing is carried out for it any more.
+        let wanted = stream.touched.get() == Touched::Wanted;
+        if stream.touched.get() != Touched::Listed {
+            stream.touched.set(Touched::No);
+        }
+        wanted
     }
 
     /// Notes who waits: the polled task itself if the waker is its own, else the waker.
@@ -522,46 +529,6 @@ fn register_other(who: &mut Interest, cx: &Context<'_>) {
     match who {
         Interest::Waker(waker) if waker.will_wake(cx.waker()) => {}
         _ => *who = Interest::Waker(Box::new(cx.waker().clone())),
-    }
-}
-
-/// A stream that its worker looks at by itself after the poll that runs, unless it is listed already.
-struct AtHand<'a> {
-    runtime: &'a Runtime,
-    stream: &'a Rc<StreamCell>,
-}
-
-impl<'a> AtHand<'a> {
-    #[inline]
-    fn new(runtime: &'a Runtime, stream: &'a Rc<StreamCell>) -> Self {
-        if stream.touched.get() == Touched::No {
-            stream.touched.set(Touched::AtHand);
-        }
-        Self { runtime, stream }
-    }
-
-    /// The poll has returned. Says whether there is something to carry out that nothing lists.
-    #[inline]
-    fn end(self) -> bool {
-        match self.stream.touched.get() {
-            Touched::No | Touched::Listed => false,
-            held => {
-                self.stream.touched.set(Touched::No);
-                held == Touched::Wanted
-            }
-        }
-    }
-}
-
-/// Also when something panics: what was wanted is listed then, or nobody would ever look.
-impl Drop for AtHand<'_> {
-    #[inline]
-    fn drop(&mut self) {
-        match self.stream.touched.get() {
-            Touched::No | Touched::Listed => {}
-            Touched::AtHand => self.stream.touched.set(Touched::No),
-            Touched::Wanted => self.runtime.list(self.stream),
-        }
     }
 }
 
