@@ -156,7 +156,8 @@ impl RioEngine {
         if bytes == 0 || conn.given_up {
             return None;
         }
-        Some(Event::Sent { conn: id, bytes, idle: done && open })
+        // Also of a connection that is failing: the record is empty, and `send` says that it takes no more.
+        Some(Event::Sent { conn: id, bytes, idle: done })
     }
 
     /// Notes the end of a send. Returns the bytes that count now, and whether some are missing before others.

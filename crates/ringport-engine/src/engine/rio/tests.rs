@@ -6,7 +6,7 @@ use std::ffi::c_void;
 use std::time::Duration;
 
 use windows_sys::Win32::Networking::WinSock::{
-    RIO_BUF, RIO_CORRUPT_CQ, RIO_CQ, RIO_RQ, SOCKET, WSAECONNABORTED, WSAENOBUFS, WSASetLastError,
+    RIO_BUF, RIO_CORRUPT_CQ, RIO_CQ, RIO_RQ, SOCKET, WSAECONNABORTED, WSAECONNRESET, WSAENOBUFS, WSASetLastError,
 };
 
 use super::*;
@@ -167,6 +167,25 @@ fn an_echo_is_two_posts() {
         assert!((99..=102).contains(&posts), "{way:?}: {posts} receives");
         assert_eq!((sends, commits), (100, posts + sends), "{way:?}: no call but the posts");
     }
+}
+
+#[test]
+fn the_last_send_of_a_failing_connection_leaves_its_record_empty() {
+    let mut engine = engine();
+    let (server, _) = pairs(&mut engine, 1)[0];
+    send(&mut engine, server, b"last words");
+    engine.post_sends(server);
+    // As if the receive had failed while the send is with the system.
+    engine.fail(server, WSAECONNRESET);
+    let mut told = None;
+    until(&mut engine, |_, event| {
+        if let Event::Sent { conn, bytes, idle } = event {
+            assert_eq!(*conn, server);
+            told = Some((*bytes, *idle));
+        }
+        told.is_some()
+    });
+    assert_eq!(told, Some((10, true)));
 }
 
 #[test]
