@@ -8,8 +8,8 @@
 //! ```
 //!
 //! The event in an OVERLAPPED has its lowest bit set, so that a socket which is also bound to a completion port posts
-//! nothing there (see GetQueuedCompletionStatus). Starting an operation resets its event, and all share one: so whoever
-//! has started one sets the event himself, and the pump looks at all of them.
+//! nothing there (see GetQueuedCompletionStatus). Starting an operation resets its event, even if it fails at once, and
+//! all share one: so whoever tried to start one sets the event himself, and the pump looks at all of them.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
@@ -104,7 +104,15 @@ impl State {
         }
         self.end(operation.request, status, done);
         let Some(lines) = self.lines.get_mut(&operation.queue) else { return };
-        lines.line(operation.direction).pop_front();
+        let line = lines.line(operation.direction);
+        line.pop_front();
+        if status != 0 && operation.direction == Direction::Send && operation.address_bytes == 0 {
+            // Nothing can follow in a stream. Wine 8 would now and then leave the next send pending for good.
+            for behind in std::mem::take(line) {
+                self.end(behind.request, status, 0);
+            }
+            return;
+        }
         self.submit(operation.queue, operation.direction);
     }
 
@@ -206,10 +214,11 @@ impl State {
         };
         // SAFETY: no memory is passed.
         let error = if answer == SOCKET_ERROR { unsafe { WSAGetLastError() } } else { 0 };
+        // Also one that fails at once may have reset the event, which may have been set for the end of another.
+        // SAFETY: the event lives as long as the process.
+        unsafe { SetEvent(standin().event as HANDLE) };
         if error == 0 || error == WSA_IO_PENDING {
             self.operations.push(operation);
-            // SAFETY: the event lives as long as the process. Starting the operation may have reset it.
-            unsafe { SetEvent(standin().event as HANDLE) };
         } else {
             self.ended(*operation, error, 0);
         }

@@ -209,6 +209,30 @@ fn an_end_and_a_reset_are_told() {
     drop(near);
 }
 
+/// Many sockets are reset at once, each with several sends under way. Each of them ends, although all ends come by one
+/// event, and what lies behind a failed send can only fail as well.
+#[test]
+fn many_resets_at_once_are_all_told() {
+    let (_near, spare) = pair();
+    for _ in 0..8 {
+        let mut stages: Vec<Stage> = (0..16).map(|_| Stage::new(None)).collect();
+        for stage in &stages {
+            stage.near.0.set_nonblocking(true).unwrap();
+            while stage.near.0.send(&[0; 65_536]).is_ok() {}
+            assert!((0..4).all(|tag| stage.send(1024 * tag as u32, &[0; 1024], 0, tag)));
+            socket2::SockRef::from(&stage.far).set_linger(Some(Duration::ZERO)).unwrap();
+        }
+        let spares = stages.iter().map(|_| spare.try_clone().unwrap()).collect::<Vec<_>>();
+        for (stage, spare) in stages.iter_mut().zip(spares) {
+            drop(std::mem::replace(&mut stage.far, spare));
+        }
+        for stage in &stages {
+            let results = stage.results(4);
+            assert!(results.iter().any(|result| result.Status != 0), "a reset ends the sends");
+        }
+    }
+}
+
 #[test]
 fn closing_the_socket_ends_its_requests() {
     let stage = Stage::new(None);
