@@ -1,5 +1,5 @@
-"""One server on core 0 beside one load on core 1, in a network namespace of its own: what the scripts for files, streams
-and polling have in common. What a run says is written as one line of JSON, which ratios.py reads."""
+"""One server on core 0 beside one load on core 1, in a network namespace of its own: what the measuring scripts have in
+common. What a run says is written as one line of JSON, which ratios.py reads."""
 
 import datetime
 import json
@@ -165,9 +165,12 @@ def heading(runs):
 
 
 def report_on(name, options, measure_all, report):
-    """The whole of a script: measures (or not), reads the results, reports. Returns the exit code."""
+    """The whole of a script: measures (or not), reads the results, reports. Returns the exit code.
+
+    `measure_all` returns the names of the files that it has written.
+    """
     try:
-        runs = ratios.Runs.read(options.analyse or [measure_all(options)])
+        runs = ratios.Runs.read(options.analyse or measure_all(options))
         if not runs.usable():
             raise CannotMeasure(f"none of {runs.total} runs can be used ({runs.noisy} noisy, {len(runs.failed)} failed)")
     except (CannotMeasure, OSError, ValueError, KeyError, subprocess.SubprocessError) as error:

@@ -14,14 +14,15 @@ import argparse
 import datetime
 import json
 import os
-import platform
 import random
 import shutil
 import subprocess
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-import ratios  # noqa: E402 (beside this file, wherever that is called from)
+import beside  # noqa: E402 (beside this file, wherever that is called from)
+import ratios  # noqa: E402
+from beside import CannotMeasure  # noqa: E402
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 URING, EPOLL = "ringport-uring", "ringport-epoll"
@@ -48,27 +49,8 @@ SUITES = {
 }
 
 
-class CannotMeasure(Exception):
-    pass
-
-
 def main():
-    options = parse_arguments()
-    try:
-        files = options.analyse or measure(options)
-        runs = ratios.Runs.read(files)
-        if not runs.usable():
-            raise CannotMeasure(f"none of {runs.total} runs can be used ({runs.noisy} noisy, {len(runs.failed)} failed)")
-    except (CannotMeasure, OSError, ValueError, KeyError, subprocess.SubprocessError) as error:
-        print(f"measure: {error}", file=sys.stderr)
-        return 1
-    text = report(runs)
-    print(text)
-    if options.markdown:
-        os.makedirs(os.path.dirname(os.path.abspath(options.markdown)), exist_ok=True)
-        with open(options.markdown, "w", encoding="utf-8") as file:
-            file.write(text)
-    return 0
+    return beside.report_on("measure", parse_arguments(), measure, report)
 
 
 def parse_arguments():
@@ -176,7 +158,7 @@ def prepare_lab(lab, source):
 
 
 def report(runs):
-    parts = [heading(runs)]
+    parts = [beside.heading(runs)]
     echo = [cell for cell in runs.cells if cell.startswith("echo") and "rate=" not in cell and "spin=" not in cell]
     if echo:
         parts += [medians(runs, echo), envelope(runs, echo), beside_itself(runs, echo)]
@@ -190,16 +172,6 @@ def report(runs):
         ("bytes each, never used", "bytes_per_conn_fresh"), ("bytes each, after an echo", "bytes_per_conn_used")]))
     parts.append(failures(runs))
     return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def heading(runs):
-    rounds = {number for cell in runs.cells.values() for label in cell.values() for number in label}
-    congestion = ", ".join(sorted(runs.congestion))
-    return (
-        f"{datetime.date.today()}, Linux {platform.release()}, {os.cpu_count()} cores, {congestion}, "
-        f"{len(rounds)} rounds, {runs.total} runs; {runs.noisy} dropped because other work used more than "
-        f"{ratios.NOISE_PCT:.0f} % of a core, {sum(map(len, runs.failed.values()))} failed."
-    )
 
 
 def table(header, rows):

@@ -89,7 +89,7 @@ def run_all(options):
         bench = beside.Bench("files", congestion)
         for number, size, label in bench.rounds(options.rounds, sizes, servers):
             bench.run(number, size, label, servers[label](), lambda port, pid: load(size, port, pid, script))
-    return bench.file
+    return [bench.file]
 
 
 def install(program, package):

@@ -18,7 +18,6 @@ import argparse
 import datetime
 import json
 import os
-import platform
 import random
 import re
 import resource
@@ -28,7 +27,10 @@ import sys
 import time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-import ratios  # noqa: E402 (beside this file, wherever that is called from)
+import beside  # noqa: E402 (beside this file, wherever that is called from)
+import measure  # noqa: E402
+import ratios  # noqa: E402
+from beside import CannotMeasure  # noqa: E402
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TARGET = os.environ.get("CARGO_TARGET_DIR", os.path.join(ROOT, "target"))
@@ -47,28 +49,10 @@ WANTED = {64: 1.0, 512: 1.1}
 LISTENING = re.compile(r"listening on \S+:(\d+) with (\S+)")
 
 
-class CannotMeasure(Exception):
-    pass
-
-
 def main():
     options = parse_arguments()
     ratios.NOISE_PCT = options.noise
-    try:
-        files = options.analyse or measure(options)
-        runs = ratios.Runs.read(files)
-        if not runs.usable():
-            raise CannotMeasure(f"none of {runs.total} runs can be used ({runs.noisy} noisy, {len(runs.failed)} failed)")
-    except (CannotMeasure, OSError, ValueError, KeyError, subprocess.SubprocessError) as error:
-        print(f"measure_http: {error}", file=sys.stderr)
-        return 1
-    text = report(runs)
-    print(text)
-    if options.markdown:
-        os.makedirs(os.path.dirname(os.path.abspath(options.markdown)), exist_ok=True)
-        with open(options.markdown, "w", encoding="utf-8") as file:
-            file.write(text)
-    return 0
+    return beside.report_on("measure_http", options, measure_all, report)
 
 
 def parse_arguments():
@@ -93,7 +77,7 @@ def parse_arguments():
 # Measuring.
 
 
-def measure(options):
+def measure_all(options):
     """Runs all rounds and returns the names of the files with their results."""
     if (os.cpu_count() or 1) < 2:
         raise CannotMeasure("the server and the load need a core each")
@@ -169,11 +153,11 @@ def load(address, connections, seconds, server):
     """Runs wrk, and says what it saw and what the server used meanwhile, and everybody else."""
     command = ["taskset", "-c", "1", "wrk", "--threads", "1", "--connections", str(connections), "--latency"]
     command += ["--duration", f"{seconds}s", address]
-    began, busy, used, own = time.monotonic(), machine_busy(), cpu_of(server), cpu_of_children()
+    began, busy, used, own = time.monotonic(), beside.busy_seconds(), beside.cpu_seconds(server), cpu_of_children()
     user, system = ticks_of(server)
     done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 30)
     elapsed = time.monotonic() - began
-    used, own, busy = cpu_of(server) - used, cpu_of_children() - own, machine_busy() - busy
+    used, own, busy = beside.cpu_seconds(server) - used, cpu_of_children() - own, beside.busy_seconds() - busy
     user, system = (after - before for after, before in zip(ticks_of(server), (user, system)))
     if done.returncode != 0:
         raise ValueError(f"wrk: {done.stderr.strip() or done.stdout.strip()}")
@@ -199,16 +183,6 @@ def figures(text):
     return {"requests": int(requests[1]), "msgs_s": rate} | found
 
 
-def cpu_of(process):
-    """Seconds that the threads of a process have run, to the nanosecond (the first field of schedstat)."""
-    total = 0
-    folder = f"/proc/{process}/task"
-    for thread in os.listdir(folder):
-        with open(f"{folder}/{thread}/schedstat", encoding="utf-8") as file:
-            total += int(file.read().split()[0])
-    return total / 1e9
-
-
 def ticks_of(process):
     """Ticks in user space and in the kernel (proc_pid_stat(5), fields 14 and 15)."""
     with open(f"/proc/{process}/stat", encoding="utf-8") as file:
@@ -222,28 +196,12 @@ def cpu_of_children():
     return usage.ru_utime + usage.ru_stime
 
 
-def machine_busy():
-    """Seconds that all cores were busy, for whomever (proc_stat(5): all but idle and iowait)."""
-    with open("/proc/stat", encoding="utf-8") as file:
-        ticks = [int(field) for field in file.readline().split()[1:9]]
-    return (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")
-
-
 # The report. Every cell that was tried appears in it, also those that fall short or have no result.
 
 
 def report(runs):
     cells = sorted(runs.cells, key=lambda cell: (ratios.connections(cell), cell))
-    return "\n\n".join(part for part in (heading(runs), medians(runs, cells), verdicts(runs, cells), failures(runs)) if part) + "\n"
-
-
-def heading(runs):
-    rounds = {number for cell in runs.cells.values() for label in cell.values() for number in label}
-    return (
-        f"{datetime.date.today()}, Linux {platform.release()}, {os.cpu_count()} cores, {', '.join(sorted(runs.congestion))}, "
-        f"{len(rounds)} rounds, {runs.total} runs; {runs.noisy} dropped because other work used more than "
-        f"{ratios.NOISE_PCT:.0f} % of a core, {sum(map(len, runs.failed.values()))} failed."
-    )
+    return "\n\n".join(part for part in (beside.heading(runs), medians(runs, cells), verdicts(runs, cells), measure.failures(runs)) if part) + "\n"
 
 
 def medians(runs, cells):
@@ -253,9 +211,9 @@ def medians(runs, cells):
             cpu = runs.median(cell, label)
             fields = ("kernel_pct", "msgs_s", "p50_us", "p99_us")
             values = [1e6 / cpu if cpu else None, cpu, *(runs.median(cell, label, name) for name in fields)]
-            rows.append([cell, label, *map(number, values)])
+            rows.append([cell, label, *map(measure.number, values)])
     header = ["cell", "server", "requests a second of server CPU", "CPU, µs a request", "of it in the kernel, %", "requests a second", "p50, µs", "p99, µs"]
-    return "### Medians\n\n" + table(header, rows)
+    return "### Medians\n\n" + measure.table(header, rows)
 
 
 def verdicts(runs, cells):
@@ -274,30 +232,15 @@ def verdicts(runs, cells):
             answer = ratios.within(ratio, 1 / wanted, noise)
             control = f"{1 / noise.upper:.3f}" if noise else "–"
             times = f"{1 / ratio.median:.3f} (≥ {1 / ratio.upper:.3f})"
-            rows.append([cell, label, times, control, f"{wanted:g}", {True: "yes", False: "**no**", None: "–"}[answer]])
+            rows.append([cell, label, times, control, f"{wanted:g}", measure.verdict(answer)])
     if not rows:
         return ""
     return (
         f"### Requests a second of server CPU, ringport / tokio\n\n"
-        f"{table(['cell', 'server', 'ratio', 'control', 'wanted', 'reached'], rows)}\n\n"
+        f"{measure.table(['cell', 'server', 'ratio', 'control', 'wanted', 'reached'], rows)}\n\n"
         "The median of paired rounds and its 95 % lower bound. *control*: the same bound between two identical servers. "
         f"*reached*: bound ≥ wanted × control; no verdict on fewer than {ratios.FEWEST_ROUNDS} rounds."
     )
-
-
-def failures(runs):
-    lines = [f"- {label} in `{cell}`, {len(errors)} of its runs: {errors[0]}" for (cell, label), errors in sorted(runs.failed.items())]
-    return "\n".join(["### Failed runs", "", *lines]) if lines else ""
-
-
-def number(value):
-    if value is None:
-        return "–"
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
-
-
-def table(header, rows):
-    return "\n".join("| " + " | ".join(line) + " |" for line in [header, ["---"] * len(header), *rows])
 
 
 if __name__ == "__main__":

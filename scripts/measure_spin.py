@@ -57,7 +57,7 @@ def run_all(options):
     for number, cell, label in bench.rounds(options.rounds, CELLS, servers):
         load = idle if cell == IDLE else lambda port, pid: beside.loadgen(options, port, pid, CELLS[cell])
         bench.run(number, cell, label, servers[label], load)
-    return bench.file
+    return [bench.file]
 
 
 def idle(port, pid):

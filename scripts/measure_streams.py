@@ -54,7 +54,7 @@ def run_all(options):
         mode, _, size = CELLS[cell]
         words = [f"--mode={mode}", "--conns=1", f"--size={size}"]
         bench.run(number, cell, label, command(options, cell, label), lambda port, pid: beside.loadgen(options, port, pid, words))
-    return bench.file
+    return [bench.file]
 
 
 def command(options, cell, label):
