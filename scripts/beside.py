@@ -6,11 +6,14 @@ import json
 import os
 import platform
 import random
+import resource
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import typing
 
 import ratios
 
@@ -20,6 +23,12 @@ START_SECONDS = 5.0
 FIRST_PORT = 7000
 LOAD_SECONDS_MAX = 30
 WARM_MS = 200
+SLICE_SECONDS = 0.04
+SIGNAL_SECONDS = 0.005
+CONNECT_MS = 150
+CONNECT_SECONDS_EACH = 0.00015
+REST_SECONDS = 0.02
+REST_TIMES = 25
 
 
 class CannotMeasure(Exception):
@@ -34,10 +43,33 @@ def enter_namespace(congestion):
         os.environ[MARK] = "1"
         os.execvp("unshare", ["unshare", "-n", sys.executable, *sys.argv])
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    # Ports for connections that come and go by the ten thousand, none of them a server's.
+    for setting in (
+        "net.ipv4.ip_local_port_range=1024 65535",
+        "net.ipv4.tcp_max_tw_buckets=8192",
+        f"net.ipv4.ip_local_reserved_ports={FIRST_PORT}-{FIRST_PORT + 999}",
+    ):
+        subprocess.run(["sysctl", "-qw", setting], check=True)
+    descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
+    before_all_others()
     if congestion:
         subprocess.run(["sysctl", "-qw", f"net.ipv4.tcp_congestion_control={congestion}"], check=True)
     with open("/proc/sys/net/ipv4/tcp_congestion_control", encoding="ascii") as file:
         return file.read().strip()
+
+
+def before_all_others():
+    """Weighs this session as a whole: with automatic groups (sched(7)) niceness counts only within a session."""
+    try:
+        os.setsid()
+    except OSError:
+        pass  # it leads its session already
+    try:
+        with open("/proc/self/autogroup", "w", encoding="ascii") as file:
+            file.write("-15")
+    except OSError:
+        pass  # the kernel does not group
 
 
 def on_core(core, command):
@@ -79,9 +111,11 @@ def busy_seconds():
 def wait_for_port(port, server):
     end = time.monotonic() + START_SECONDS
     while time.monotonic() < end:
-        with open("/proc/net/tcp", encoding="ascii") as file:
-            if any(f":{port:04X} " in line and " 0A " in line for line in file):
-                return
+        # Listening TCP sockets and bound UDP sockets, proc_net(5).
+        for name, state in (("tcp", "0A"), ("udp", "07")):
+            with open(f"/proc/net/{name}", encoding="ascii") as file:
+                if any(f":{port:04X} " in line and f" {state} " in line for line in file):
+                    return
         if server.poll() is not None:
             raise CannotMeasure(f"the server ended with {server.returncode}")
         time.sleep(0.01)
@@ -97,12 +131,11 @@ class Bench:
         stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
         self.file = os.path.join(folder, f"{name}-{stamp}.jsonl")
         self.congestion = congestion
-        self.count = 0
 
     def rounds(self, number, cells, labels):
         """Round, cell and label of every run: all of a round before the next, the labels in another order each time."""
         for round_number in range(number):
-            print(f"round {round_number + 1} of {number}", file=sys.stderr, flush=True)
+            print(f"round {round_number + 1} of {number}: {', '.join(cells)}", file=sys.stderr, flush=True)
             for cell in cells:
                 order = list(labels)
                 random.Random(f"{ratios.SEED} {round_number} {cell}").shuffle(order)
@@ -111,14 +144,14 @@ class Bench:
 
     def run(self, round_number, cell, label, command, load):
         """Starts a server, lets `load(port, pid)` work on it, and keeps what that returns. A failure is kept, too."""
-        self.count += 1
-        port = FIRST_PORT + self.count % 900  # what is left of the last server cannot refuse the bind
+        with Servers({label: command}) as servers:
+            self.ask(round_number, cell, label, servers, load)
+
+    def ask(self, round_number, cell, label, servers, load):
+        """Lets `load(port, pid)` work on a server that may run already, and keeps what that returns. A failure is kept, too."""
         record = {"cell": cell, "label": label, "round": round_number, "cc": self.congestion}
-        words = command if isinstance(command, list) else shlex.split(command)
-        words = [word.replace("{port}", str(port)) for word in words]
-        server = subprocess.Popen(on_core(0, words), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
-            wait_for_port(port, server)
+            server, port = servers.running(label)
             before, own, begin = busy_seconds(), own_seconds(), time.monotonic()
             served = cpu_seconds(server.pid)
             record |= load(port, server.pid)
@@ -127,17 +160,149 @@ class Bench:
             others = busy_seconds() - before - served - (own_seconds() - own)
             record["other_pct"] = round(100 * others / elapsed, 1)
             record["whole_cpu_s"] = served
+            if not comes_to_rest(server.pid):
+                servers.stop(label)  # it would take time from the next one
         except (CannotMeasure, OSError, ValueError, subprocess.SubprocessError) as error:
             record["error"] = str(error)[:200]
-        finally:
-            server.send_signal(signal.SIGTERM)
-            try:
-                server.wait(timeout=2)
-            except subprocess.TimeoutExpired:
-                server.kill()
-                server.wait()
+            servers.stop(label)
         with open(self.file, "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
+
+
+    def rounds_in_slices(self, number, cell, labels, servers, load, ms):
+        for round_number in range(number):
+            print(f"round {round_number + 1} of {number}: {cell}", file=sys.stderr, flush=True)
+            self.in_slices(round_number, cell, labels, servers, load, ms)
+
+    def in_slices(self, round_number, cell, labels, servers, load, ms):
+        """All servers of a round at the same time, in turns of a few milliseconds: what a machine's speed does in the
+        meantime, it does to all of them.
+
+        Each load keeps its connections and is stopped (SIGSTOP) while it is not its turn; a server without a load has
+        nothing to do. A server has its load for `ms` in all.
+        """
+        slices = max(1, round(ms / 1000 / SLICE_SECONDS))
+        source = random.Random(f"{ratios.SEED} {round_number} {cell}")
+        labels = source.sample(labels, len(labels))
+        before, own, begin = busy_seconds(), own_seconds(), time.monotonic()
+        end = begin + len(labels) * (load.start_seconds + slices * SLICE_SECONDS)
+        records, loads, spent = {}, {}, {}
+        for label in labels:
+            records[label] = {"cell": cell, "label": label, "round": round_number, "cc": self.congestion}
+            try:
+                server, port = servers.running(label)
+                spent[label] = cpu_seconds(server.pid)
+                command = load.command(port, server.pid, end - time.monotonic() - load.start_seconds)
+                loads[label] = subprocess.Popen(on_core(1, command), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+                time.sleep(load.start_seconds)
+                loads[label].send_signal(signal.SIGSTOP)
+            except (CannotMeasure, OSError) as error:
+                records[label]["error"] = str(error)[:200]
+        turns = list(loads)
+        for _ in range(slices):
+            source.shuffle(turns)
+            for label in turns:
+                loads[label].send_signal(signal.SIGCONT)
+                time.sleep(SLICE_SECONDS)
+                loads[label].send_signal(signal.SIGSTOP)
+        for label, process in loads.items():
+            process.send_signal(signal.SIGCONT)
+            if load.end_signal:
+                time.sleep(SIGNAL_SECONDS)  # until its first thread runs: any of them may be told of a signal for the process
+                process.send_signal(load.end_signal)
+            record = records[label]
+            record |= said(process, load)
+            spent[label] = record["whole_cpu_s"] = cpu_seconds(servers.running(label)[0].pid) - spent[label]
+            if "requests" in record:
+                record[ratios.CPU] = 1e6 * record["whole_cpu_s"] / record["requests"]
+        others = busy_seconds() - before - (own_seconds() - own) - sum(spent.values())
+        others_pct = round(100 * others / (time.monotonic() - begin), 1)
+        for label in loads:
+            if not comes_to_rest(servers.running(label)[0].pid):
+                servers.stop(label)  # it would take time from the others
+        with open(self.file, "a", encoding="utf-8") as file:
+            for record in records.values():
+                file.write(json.dumps(record | {"other_pct": others_pct}) + "\n")
+
+
+class Load(typing.NamedTuple):
+    """What a server has to do while it is measured."""
+
+    command: typing.Callable  # of port, process and seconds: a program that ends after these and prints what it saw
+    # Of what it printed: the fields of a record, or ValueError if it is worthless. With `requests`, the server's time for one
+    # of them is added.
+    said: typing.Callable
+    start_seconds: float  # it has its connections after that
+    end_signal: int = 0  # makes it end and print; 0 if it ends by itself
+    exit_codes: tuple = (0,)  # with which it has measured something
+
+
+def said(process, load):
+    """What a load that ends now has measured, or what went wrong."""
+    try:
+        out, errors = process.communicate(timeout=LOAD_SECONDS_MAX)
+        if process.returncode not in load.exit_codes:
+            return {"error": errors.strip()[:200] or f"the load ended with {process.returncode}"}
+        return load.said(out)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+        return {"error": "the load did not end"}
+    except (ValueError, KeyError, IndexError) as error:
+        return {"error": str(error)[:200]}
+
+
+class Servers:
+    """Servers on core 0, each started when it is first asked for and ended with this."""
+
+    count = 0
+
+    def __init__(self, commands):
+        self.commands = commands
+        self.started = {}
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for label in list(self.started):
+            self.stop(label)
+
+    def running(self, label):
+        """The process and the port of a server."""
+        if label not in self.started:
+            Servers.count += 1
+            port = FIRST_PORT + Servers.count % 900  # what is left of the last server cannot refuse the bind
+            command = self.commands[label]
+            words = command if isinstance(command, list) else shlex.split(command)
+            words = [word.replace("{port}", str(port)) for word in words]
+            server = subprocess.Popen(on_core(0, words), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            self.started[label] = server, port
+            wait_for_port(port, server)
+        return self.started[label]
+
+    def stop(self, label):
+        server, _ = self.started.pop(label, (None, None))
+        if server is None:
+            return
+        server.send_signal(signal.SIGTERM)
+        try:
+            server.wait(timeout=2)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
+
+
+def comes_to_rest(pid):
+    """Waits until a server has done what its last load left to do, which is closing its connections. False if that does not end."""
+    before = cpu_seconds(pid)
+    for _ in range(REST_TIMES):
+        time.sleep(REST_SECONDS)
+        now = cpu_seconds(pid)
+        if now - before < REST_SECONDS / 10:
+            return True
+        before = now
+    return False
 
 
 def own_seconds():
@@ -169,7 +334,10 @@ def report_on(name, options, measure_all, report):
 
     `measure_all` returns the names of the files that it has written.
     """
+    ratios.NOISE_PCT = options.noise
     try:
+        if not options.analyse and (os.cpu_count() or 1) < 2:
+            raise CannotMeasure("the server and the load need a core each")
         runs = ratios.Runs.read(options.analyse or measure_all(options))
         if not runs.usable():
             raise CannotMeasure(f"none of {runs.total} runs can be used ({runs.noisy} noisy, {len(runs.failed)} failed)")
@@ -180,11 +348,13 @@ def report_on(name, options, measure_all, report):
     return 0
 
 
-def common_options(parser):
+def common_options(parser, binary=True):
     add = parser.add_argument
     add("--rounds", type=int, default=6, help=f"interleaved rounds; at least {ratios.FEWEST_ROUNDS} for a verdict (default: 6)")
     add("--cc", default="reno", help="TCP congestion control; the machine's with an empty value (default: reno)")
-    add("--binary", default=os.path.join(ROOT, "target", "release", "ringport"), help="the ringport to be measured")
+    if binary:
+        add("--binary", default=os.path.join(ROOT, "target", "release", "ringport"), help="the ringport to be measured")
+    add("--noise", type=float, default=ratios.NOISE_PCT, metavar="PCT", help="drop runs during which other work used more than this much of a core (default: %(default)s)")
     add("--markdown", default="", metavar="FILE", help="write the report there, too")
     add("--analyse", nargs="+", default=[], metavar="FILE", help="measure nothing, report on these results")
 
@@ -193,15 +363,63 @@ def lab_options(parser):
     parser.add_argument("--lab", default="/tmp/lab", help="where the lab is built, or will be (default: /tmp/lab)")
     parser.add_argument("--lab-source", default=os.path.join(ROOT, "..", "shared", "lab"))
     parser.add_argument("--ms", type=int, default=500, help="length of one run (default: 500)")
+    parser.add_argument("--warm", type=int, default=WARM_MS, help=f"milliseconds of load before it (default: {WARM_MS})")
+
+
+def prepare_lab(lab, source):
+    """Copies and builds the lab, unless that was done before."""
+    if os.access(os.path.join(lab, "target", "release", "loadgen"), os.X_OK):
+        return
+    if not os.path.isdir(source):
+        raise CannotMeasure(f"no lab is built in {lab}, and {source} does not exist")
+    shutil.copytree(source, lab, dirs_exist_ok=True)
+    for command in (["cargo", "build", "--release"], ["make", "-C", "c"]):
+        environment = {name: value for name, value in os.environ.items() if name != "CARGO_TARGET_DIR"}
+        if subprocess.run(command, cwd=lab, env=environment, stdout=sys.stderr).returncode != 0:
+            raise CannotMeasure(f"{' '.join(command)} failed in {lab}")
+
+
+def lab_servers(lab):
+    """The lab's servers, by the names that they have in reports, without the port and what they serve."""
+    release, own = os.path.join(lab, "target", "release"), os.path.join(lab, "c", "bin")
+    limit = [os.path.join(release, "srv-limit")]
+    found = {
+        "limit": limit,
+        "limit-inc": [*limit, "--inc=1", "--bufsz=65536", "--nbufs=8"],
+        "limit-poll": [*limit, "--recv=poll", "--direct=0"],
+        "epoll-c": [os.path.join(own, "epoll_et")],
+        "libuv": [os.path.join(own, "libuv_echo")],
+        "asio": [os.path.join(own, "asio_echo")],
+    }
+    for name in ("tokio", "mio", "monoio", "compio", "glommio", "tokio-uring", "smol"):
+        found[name] = [os.path.join(release, f"srv-{name}")]
+    return found
+
+
+def loadgen_command(options, port, pid, words, ms):
+    """One run of the lab's load generator, which measures the server itself."""
+    program = os.path.join(options.lab, "target", "release", "loadgen")
+    return [program, f"--port={port}", f"--pid={pid}", f"--ms={ms}", f"--warm={options.warm}", *words]
+
+
+def loadgen_said(text):
+    lines = text.strip().splitlines()
+    if not lines:
+        raise ValueError("the load generator says nothing")
+    return {name: value for name, value in json.loads(lines[-1]).items() if name not in ("label", "cell")}
+
+
+def lab_load(options, words, connections):
+    """The lab's load generator as a load in slices. It needs a while for each connection."""
+
+    def command(port, pid, seconds):
+        return loadgen_command(options, port, pid, words, round(1000 * seconds))
+
+    return Load(command, loadgen_said, (options.warm + CONNECT_MS) / 1000 + CONNECT_SECONDS_EACH * connections)
 
 
 def loadgen(options, port, pid, words):
-    """One run of the lab's load generator, which measures the server itself."""
-    command = [os.path.join(options.lab, "target", "release", "loadgen"), f"--port={port}", f"--pid={pid}"]
-    lines = output_of([*command, f"--ms={options.ms}", f"--warm={WARM_MS}", *words], LOAD_SECONDS_MAX).strip().splitlines()
-    if not lines:
-        raise CannotMeasure("the load generator says nothing")
-    return {name: value for name, value in json.loads(lines[-1]).items() if name not in ("label", "cell")}
+    return loadgen_said(output_of(loadgen_command(options, port, pid, words, options.ms), LOAD_SECONDS_MAX))
 
 
 def write(text, markdown):

@@ -4,19 +4,17 @@
     scripts/measure.py --suite matrix --rounds 6 --markdown bench-out/matrix.md
     scripts/measure.py --analyse bench-out/*.jsonl --markdown bench-out/all.md
 
-It drives the lab (a load generator and the other servers), in a network namespace of its own: one server on core 0, the
-load on core 1, rounds interleaved, the servers of a round in random order. Needs root for the namespace, and a quiet
-machine: build nothing meanwhile. What every number means is said in ratios.py. The exit code is 0 whatever the verdicts
-are, and 1 only if nothing could be measured.
+It drives the lab (a load generator and the other servers), in a network namespace of its own: the servers on core 0, the
+loads on core 1. In a round of echo every server has its load, and they take turns of 40 ms, so that what the machine's
+speed does in the meantime it does to all of them; everything else is measured one after another, in an order that
+changes. Needs root for the namespace, and a quiet machine: build nothing meanwhile. What every number means is said in
+ratios.py. The exit code is 0 whatever the verdicts are, and 1 only if nothing could be measured. All servers in all cells
+(`--suite full`) take 5 minutes a round.
 """
 
 import argparse
-import datetime
-import json
 import os
-import random
-import shutil
-import subprocess
+import re
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
@@ -38,14 +36,17 @@ LEAD_OVER_TOKIO = 1.2  # with at least this many connections:
 LEAD_CONNECTIONS = 1000
 LEAD = f"tokio by {LEAD_OVER_TOKIO}"
 
-# Suite of ours: suite of the lab, servers beside ringport, cells of the lab's suite (all if empty).
+MAX_BYTES_UNDER_WAY = 32 << 20
+
+MATRIX = [f"echo c{count} s{size} p1" for count in (1, 50, 1000, 8000) for size in (64, 1024, 16384)] + ["echo c50 s64 p16"]
+# Cells, whose names say what the load does, and the servers beside ringport.
 SUITES = {
-    "matrix": ("key2", ENVELOPE + ["tokio"], ""),
-    "runtimes": ("key2", RUNTIMES, ""),
-    "full": ("key2", ENVELOPE + RUNTIMES, ""),
-    "idle": ("idle", ENVELOPE + RUNTIMES, ""),
-    "open": ("open", ENVELOPE + RUNTIMES, ""),
-    "churn": ("extra", ENVELOPE + RUNTIMES, "churn"),
+    "matrix": (MATRIX, [*ENVELOPE, "tokio"]),
+    "runtimes": (MATRIX, RUNTIMES),
+    "full": (MATRIX, ENVELOPE + RUNTIMES),
+    "idle": (["idle c8000 s64"], ENVELOPE + RUNTIMES),
+    "open": ([f"echo c50 s64 p1 rate={rate}" for rate in (50000, 150000)], ENVELOPE + RUNTIMES),
+    "churn": (["churn c64 s64"], ENVELOPE + RUNTIMES),
 }
 
 
@@ -57,69 +58,71 @@ def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--suite", choices=[*SUITES, "all"], default="matrix")
-    add("--rounds", type=int, default=6, help="interleaved rounds; at least 6 for a verdict")
-    add("--ms", type=int, default=3000, help="length of one run")
+    beside.common_options(parser)
+    beside.lab_options(parser)
     add("--cells", default="", help="only cells whose name contains one of these, as in 'c50 s64,c1000'")
     add("--servers", default="", help="only these of the other servers")
-    add("--cc", default="reno", help="TCP congestion control; the machine's with an empty value")
-    add("--lab", default="/tmp/lab", help="where the lab is built, or will be")
-    add("--lab-source", default=os.path.join(ROOT, "..", "shared", "lab"))
-    add("--binary", default=os.path.join(ROOT, "target", "release", "ringport"))
-    add("--uring", default="", help="another command for the io_uring server; {port} and {service} are replaced")
+    add("--uring", default="", help="another command for the io_uring server; {port} is replaced")
     add("--epoll", default="", help="another command for the epoll server")
     add("--tasks", action="store_true", help="also the server written with tasks (--api async), beside the one with handlers")
     add("--before", default="", metavar="BINARY", help="also an older build, to see what changes cost")
-    add("--markdown", default="", metavar="FILE", help="write the report there, too")
-    add("--analyse", nargs="+", default=[], metavar="FILE", help="measure nothing, report on these results")
     return parser.parse_args()
 
 
 def measure(options):
     """Runs the suites and returns the names of the files with their results."""
-    commands = ringport_commands(options)
-    prepare_lab(options.lab, options.lab_source)
-    folder = os.path.join(ROOT, "bench-out")
-    os.makedirs(folder, exist_ok=True)
-    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    files = []
+    ours = ringport_commands(options)
+    beside.prepare_lab(options.lab, options.lab_source)
+    congestion = beside.enter_namespace(options.cc)
     suites = [name for name in SUITES if name != "full"] if options.suite == "all" else [options.suite]
-    for suite in suites:
-        files.append(os.path.join(folder, f"{suite}-{stamp}.jsonl"))
-        for number in range(options.rounds):
-            print(f"{suite}: round {number + 1} of {options.rounds}", file=sys.stderr, flush=True)
-            measure_round(options, suite, commands, number, files[-1])
-        if not os.path.exists(files[-1]):
-            raise CannotMeasure(f"suite {suite} has no cell that matches {options.cells!r}")
-    return files
+    return [measure_suite(options, suite, ours, congestion) for suite in suites]
 
 
-def measure_round(options, suite, commands, number, file):
-    """One round of a suite, its runs added to `file`.
+def measure_suite(options, suite, ours, congestion):
+    """All rounds of a suite, cell by cell. Returns the name of the file with the results.
 
-    The order of the servers is another one in each round: what ran before leaves its traces in the machine, and in a
-    fixed order always the same server would run on them (by that alone a server measured 1.4 times its own twin).
+    A server runs until the last round of its cell and has nothing to do while the others are measured.
     """
-    lab_suite, others, cells = SUITES[suite]
-    if options.servers:
-        others = [name for name in others if name in options.servers.split(",")]
-    order = [*commands, *others]
-    random.Random(ratios.SEED + number).shuffle(order)
-    part = file + ".part"
-    command = ["unshare", "-n", sys.executable, os.path.join(options.lab, "run.py"), lab_suite]
-    command += ["--out", part, "--rounds", "1", "--ms", str(options.ms)]
-    command += ["--only", ",".join(order), "--cells", options.cells or cells]
-    command += ["--cc", options.cc] if options.cc else []
-    for name, server in commands.items():
-        command += ["--server", f"{name}={server}"]
-    # The progress goes to standard error: standard output is for the report.
-    if subprocess.run(command, stdout=sys.stderr).returncode != 0:
-        raise CannotMeasure(f"the lab failed in suite {suite} (it needs root for a network namespace)")
-    if not os.path.exists(part):
+    cells, others = SUITES[suite]
+    cells = [cell for cell in cells if any(word in cell for word in options.cells.split(","))]
+    if not cells:
+        raise CannotMeasure(f"suite {suite} has no cell that matches {options.cells!r}")
+    lab = beside.lab_servers(options.lab)
+    wanted = options.servers.split(",") if options.servers else others
+    commands = ours | {name: [*lab[name], "--port={port}"] for name in others if name in wanted}
+    bench = beside.Bench(suite, congestion)
+    for cell in cells:
+        with beside.Servers(commands) as servers:
+            measure_cell(options, bench, cell, servers, list(commands))
+    return bench.file
+
+
+def measure_cell(options, bench, cell, servers, labels):
+    words = load_of(cell)
+    if is_sliced(cell):
+        load = beside.lab_load(options, words, ratios.connections(cell))
+        bench.rounds_in_slices(options.rounds, cell, labels, servers, load, options.ms)
         return
-    with open(part, encoding="utf-8") as lines, open(file, "a", encoding="utf-8") as out:
-        for line in lines:
-            out.write(json.dumps(json.loads(line) | {"round": number}) + "\n")
-    os.remove(part)
+    for number, _, label in bench.rounds(options.rounds, [cell], labels):
+        if cell.startswith("idle"):
+            servers.stop(label)  # memory is measured in a server that was never used
+        bench.ask(number, cell, label, servers, lambda port, pid: beside.loadgen(options, port, pid, words))
+
+
+def is_sliced(cell):
+    """Whether all servers of a cell can be under load at once, each in its turn: not at a fixed rate, which does not wait, and
+    not with more bytes under way than the kernel grants TCP."""
+    if not cell.startswith("echo") or "rate=" in cell:
+        return False
+    size = int(re.search(r"\bs(\d+)\b", cell).group(1))
+    return ratios.connections(cell) * size <= MAX_BYTES_UNDER_WAY
+
+
+def load_of(cell):
+    """What the load generator is told for a cell: `echo c50 s64 p1 rate=5` says all of it."""
+    mode, *words = cell.split()
+    names = {"c": "conns", "s": "size", "p": "depth"}
+    return [f"--mode={mode}", *(f"--{word}" if "=" in word else f"--{names[word[0]]}={word[1:]}" for word in words)]
 
 
 def ringport_commands(options):
@@ -138,20 +141,7 @@ def serve(binary, engine):
     if not os.access(binary, os.X_OK):
         raise CannotMeasure(f"{binary} is missing: cargo build --release")
     # The load connects to four loopback addresses, so that ports suffice: the server listens on all of them.
-    return f"{os.path.abspath(binary)} serve {{service}} --listen 0.0.0.0:{{port}} --engine {engine} --workers 1"
-
-
-def prepare_lab(lab, source):
-    """Copies and builds the lab, unless that was done before."""
-    if os.access(os.path.join(lab, "target", "release", "loadgen"), os.X_OK):
-        return
-    if not os.path.isdir(source):
-        raise CannotMeasure(f"no lab is built in {lab}, and {source} does not exist")
-    shutil.copytree(source, lab, dirs_exist_ok=True)
-    for command in (["cargo", "build", "--release"], ["make", "-C", "c"]):
-        environment = {name: value for name, value in os.environ.items() if name != "CARGO_TARGET_DIR"}
-        if subprocess.run(command, cwd=lab, env=environment, stdout=sys.stderr).returncode != 0:
-            raise CannotMeasure(f"{' '.join(command)} failed in {lab}")
+    return f"{os.path.abspath(binary)} serve echo --listen 0.0.0.0:{{port}} --engine {engine} --workers 1 --log error"
 
 
 # The report. Every cell that was tried appears in it, also those that fall short or have no result.

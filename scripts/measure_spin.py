@@ -45,7 +45,7 @@ def run_all(options):
     """Measures, and returns the name of the file with the results."""
     if not os.access(options.binary, os.X_OK):
         raise beside.CannotMeasure(f"{options.binary} is missing: cargo build --release")
-    measure.prepare_lab(options.lab, options.lab_source)
+    beside.prepare_lab(options.lab, options.lab_source)
     congestion = beside.enter_namespace(options.cc)
     bench = beside.Bench("spin", congestion)
     binary = os.path.abspath(options.binary)

@@ -5,8 +5,8 @@
     scripts/measure_streams.py --analyse bench-out/streams-*.jsonl
 
 One connection, all in one direction, in writes of 64 KiB and of 1 MiB: `ringport serve discard` and `serve generate --piece`
-beside the hand-written servers and tokio. The server runs on core 0, the load on core 1, in a network namespace of their
-own, in interleaved rounds and in another order each time. Streams depend on the congestion control before anything else:
+beside the hand-written servers and tokio. The servers run on core 0, the loads on core 1, in a network namespace of their
+own, in turns of 40 ms. Streams depend on the congestion control before anything else:
 reno, unless --cc says otherwise. Needs root, the lab (built when it is missing) and a quiet machine. The exit code is 0
 whatever the verdicts are, and 1 only if nothing could be measured. Six rounds take about 3 minutes.
 """
@@ -45,15 +45,16 @@ def run_all(options):
     """Measures, and returns the name of the file with the results."""
     if not os.access(options.binary, os.X_OK):
         raise beside.CannotMeasure(f"{options.binary} is missing: cargo build --release")
-    measure.prepare_lab(options.lab, options.lab_source)
+    beside.prepare_lab(options.lab, options.lab_source)
     congestion = beside.enter_namespace(options.cc)
     wanted = options.servers.split(",") if options.servers else [*OURS, *PEERS]
     cells = [cell for cell in CELLS if any(word in cell for word in options.cells.split(","))]
     bench = beside.Bench("streams", congestion)
-    for number, cell, label in bench.rounds(options.rounds, cells, wanted):
+    for cell in cells:
         mode, _, size = CELLS[cell]
-        words = [f"--mode={mode}", "--conns=1", f"--size={size}"]
-        bench.run(number, cell, label, command(options, cell, label), lambda port, pid: beside.loadgen(options, port, pid, words))
+        load = beside.lab_load(options, [f"--mode={mode}", "--conns=1", f"--size={size}"], 1)
+        with beside.Servers({label: command(options, cell, label) for label in wanted}) as servers:
+            bench.rounds_in_slices(options.rounds, cell, wanted, servers, load, options.ms)
     return [bench.file]
 
 
@@ -62,14 +63,7 @@ def command(options, cell, label):
     if label in OURS:
         words = [os.path.abspath(options.binary), "serve", service, "--listen", "0.0.0.0:{port}", "--engine", OURS[label]]
         return [*words, "--piece", str(size), "--log", "error"]
-    release, own = os.path.join(options.lab, "target", "release"), os.path.join(options.lab, "c", "bin")
-    programs = {
-        "epoll-c": os.path.join(own, "epoll_et"),
-        "mio": os.path.join(release, "srv-mio"),
-        "limit": os.path.join(release, "srv-limit"),
-        "tokio": os.path.join(release, "srv-tokio"),
-    }
-    return [programs[label], "--port={port}", f"--mode={mode}", f"--write={size}"]
+    return [*beside.lab_servers(options.lab)[label], "--port={port}", f"--mode={mode}", f"--write={size}"]
 
 
 def report(runs):

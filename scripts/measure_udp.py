@@ -1,21 +1,27 @@
 #!/usr/bin/env python3
 """Measures how many datagrams an echo server answers in a second of processor time, beside a plain loop and tokio.
 
-    cargo build --release && scripts/measure_udp.py
-    scripts/measure_udp.py --rounds 1 --seconds 0.3        # only to see that it works
+    cargo build --release && scripts/measure_udp.py --markdown bench-out/udp.md
+    scripts/measure_udp.py --rounds 1 --ms 200        # only to see that it works
 
 Two workloads of 64 bytes: *bursts* (few peers with many datagrams under way each) and *singles* (many peers with one
-each). The load is `ringport bench --udp`. Servers take turns in each round; the median of the rounds counts. A server's
-processor time is read from /proc before and after (user and system, in ticks of 10 ms), so runs should last a second or
-more. The load and the servers share the machine, which should be quiet otherwise. Linux only.
+each). The load is `ringport bench --udp` on core 1, the servers take turns of 40 ms on core 0, in an order that changes.
+What counts is the server's processor time a datagram that came back, as the kernel's scheduler has it, in ratios of one
+round; what every number means is said in ratios.py. Needs root for a network namespace, and a quiet machine. The exit
+code is 0 whatever the verdicts are, and 1 only if nothing could be measured.
 """
 
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import beside  # noqa: E402 (beside this file, wherever that is called from)
+import measure  # noqa: E402
+import ratios  # noqa: E402
+from beside import CannotMeasure  # noqa: E402
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PEERS = os.path.join(ROOT, "benches", "peers")
@@ -23,30 +29,32 @@ PEERS = os.path.join(ROOT, "benches", "peers")
 WORKLOADS = {"bursts": (8, 32), "singles": (200, 1)}
 # Workload: how many times as many as each peer ringport should answer.
 WANTED = {"bursts": 1.5, "singles": 1.0}
-
-
-class CannotMeasure(Exception):
-    pass
+OURS = {"io_uring": "io_uring", "io_uring" + measure.TWIN: "io_uring", "epoll": "epoll", "epoll" + measure.TWIN: "epoll"}
+PROGRAMS = {"loop": "udp-loop", "tokio": "udp-tokio"}
+START_SECONDS = 0.3
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=3.0, help="length of one run")
-    target = os.environ.get("CARGO_TARGET_DIR", os.path.join(ROOT, "target"))
-    parser.add_argument("--binary", default=os.path.join(target, "release", "ringport"))
-    parser.add_argument("--json", default="", metavar="FILE")
-    options = parser.parse_args()
-    try:
-        results = measure(options)
-    except (CannotMeasure, OSError, ValueError, subprocess.SubprocessError) as error:
-        print(f"measure_udp: {error}", file=sys.stderr)
-        return 1
-    print(table(results))
-    if options.json:
-        with open(options.json, "w", encoding="utf-8") as file:
-            json.dump(results, file, indent=2)
-    return 0
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    beside.common_options(parser)
+    parser.add_argument("--ms", type=int, default=1000, help="milliseconds of load for each server in a round (default: %(default)s)")
+    return beside.report_on("measure_udp", parser.parse_args(), measure_all, report)
+
+
+def measure_all(options):
+    """Runs all rounds and returns the names of the files with their results."""
+    servers = commands(options)
+    bench = beside.Bench("udp", beside.enter_namespace(options.cc))
+    for workload, (connections, depth) in WORKLOADS.items():
+        words = [os.path.abspath(options.binary), "bench", "--udp", "--json", "-", "--size", "64", "--log", "off"]
+        words += ["--connections", str(connections), "--pipeline", str(depth)]
+        # It ends with 1 if a datagram was lost, which is reported here.
+        load = beside.Load(
+            lambda port, _, seconds: [*words, f"127.0.0.1:{port}", "--duration", f"{seconds:.3f}s"], said, START_SECONDS, exit_codes=(0, 1)
+        )
+        with beside.Servers(servers) as started:
+            bench.rounds_in_slices(options.rounds, workload, list(servers), started, load, options.ms)
+    return [bench.file]
 
 
 def commands(options):
@@ -57,72 +65,42 @@ def commands(options):
     build = ["cargo", "build", "--release", "--quiet", "--target-dir", target]
     if subprocess.run(build, cwd=PEERS).returncode != 0:
         raise CannotMeasure("the peers cannot be built")
-    serve = [options.binary, "serve", "echo", "--udp", "127.0.0.1:0", "--log", "off", "--engine"]
-    return {
-        "io_uring": [*serve, "io_uring"],
-        "epoll": [*serve, "epoll"],
-        "loop": [os.path.join(target, "release", "udp-loop")],
-        "tokio": [os.path.join(target, "release", "udp-tokio")],
-    }
+    serve = [os.path.abspath(options.binary), "serve", "echo", "--udp", "127.0.0.1:{port}", "--log", "off", "--engine"]
+    found = {label: [*serve, engine] for label, engine in OURS.items()}
+    return found | {label: [os.path.join(target, "release", name), "127.0.0.1:{port}"] for label, name in PROGRAMS.items()}
 
 
-def measure(options):
-    """For each workload and server: datagrams per second of the server's processor time, of each round."""
-    servers = commands(options)
-    results = {workload: {name: [] for name in servers} for workload in WORKLOADS}
-    for number in range(options.rounds):
-        names = list(servers)
-        names = names[number % len(names):] + names[:number % len(names)]
-        for workload, shape in WORKLOADS.items():
-            for name in names:
-                results[workload][name].append(run_one(options, servers[name], shape))
-    return results
+def said(text):
+    """What the load saw. A datagram that came back counts."""
+    figures = json.loads(text)["results"][0]
+    return {"requests": figures["returned"], "sent": figures["sent"], "lost": figures["lost"]}
 
 
-def run_one(options, command, shape):
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        line = server.stdout.readline().split()
-        if line[:2] != ["listening", "udp"]:
-            raise CannotMeasure(f"{command[0]} does not serve: {line}")
-        before = processor_time(server.pid)
-        load = [options.binary, "bench", line[2], "--udp", "--json", "-", "--size", "64", "--log", "off"]
-        load += ["--connections", str(shape[0]), "--pipeline", str(shape[1]), "--duration", f"{options.seconds}s"]
-        done = subprocess.run(load, stdout=subprocess.PIPE, timeout=options.seconds + 30)
-        figures = json.loads(done.stdout)["results"][0]
-        figures["server_cpu_seconds"] = processor_time(server.pid) - before
-    finally:
-        server.kill()
-        server.wait()
-        server.stdout.close()
-    if figures["server_cpu_seconds"] <= 0 or figures["returned"] == 0:
-        raise CannotMeasure(f"{command[0]}: the run was too short: {figures}")
-    figures["per_cpu_second"] = figures["returned"] / figures["server_cpu_seconds"]
-    return figures
-
-
-def processor_time(pid):
-    """Seconds of user and system time so far, see proc_pid_stat(5)."""
-    with open(f"/proc/{pid}/stat", encoding="utf-8") as file:
-        fields = file.read().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def table(results):
-    lines = ["| workload | server | datagrams per CPU second | a second | lost of sent | ringport beside it |",
-             "|---|---|---|---|---|---|"]
-    for workload, servers in results.items():
-        rate = {name: statistics.median(run["per_cpu_second"] for run in runs) for name, runs in servers.items()}
-        for name, runs in servers.items():
-            throughput = statistics.median(run["returned_per_second"] for run in runs)
-            lost, sent = sum(run["lost"] for run in runs), sum(run["sent"] for run in runs)
-            beside = ""
-            if name in ("loop", "tokio"):
-                ratios = [(engine, rate[engine] / rate[name]) for engine in ("io_uring", "epoll")]
-                beside = ", ".join(f"{engine} {ratio:.2f}" for engine, ratio in ratios)
-                beside += f" (wanted {WANTED[workload]})"
-            lines.append(f"| {workload} | {name} | {rate[name]:,.0f} | {throughput:,.0f} | {lost} of {sent} | {beside} |")
-    return "\n".join(lines)
+def report(runs):
+    rows, verdicts = [], []
+    for workload in (workload for workload in WORKLOADS if workload in runs.cells):
+        for label in ("io_uring", "epoll", *PROGRAMS):
+            cpu = runs.median(workload, label)
+            lost, sent = (sum(runs.values(workload, label, field).values()) for field in ("lost", "sent"))
+            rows.append([workload, label, measure.number(1e6 / cpu if cpu else None), f"{lost:,.0f} of {sent:,.0f}"])
+        for label in ("io_uring", "epoll"):
+            noise = ratios.control(runs, workload, label, label + measure.TWIN)
+            for peer in PROGRAMS:
+                ratio = ratios.paired(runs, workload, label, peer)
+                if ratio is None:
+                    continue
+                reached = measure.verdict(ratios.within(ratio, 1 / WANTED[workload], noise))
+                times, control = f"{1 / ratio.median:.3f} (≥ {1 / ratio.upper:.3f})", f"{1 / noise.upper:.3f}" if noise else "–"
+                verdicts.append([workload, label, peer, times, control, f"{WANTED[workload]:g}", reached])
+    return "\n\n".join(part for part in (
+        beside.heading(runs),
+        "### Datagrams a second of server CPU, medians\n\n" + measure.table(["load", "server", "datagrams", "lost"], rows),
+        "### Beside a loop and tokio\n\n"
+        + measure.table(["load", "server", "peer", "times as many", "control", "wanted", "reached"], verdicts)
+        + "\n\nThe median of paired rounds and its 95 % lower bound. *control*: the same bound between two identical servers. "
+        f"*reached*: bound ≥ wanted × control; no verdict on fewer than {ratios.FEWEST_ROUNDS} rounds.",
+        measure.failures(runs),
+    ) if part) + "\n"
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Tests of what the scripts for files, streams and polling report, on made-up rounds, and of how they count processor time."""
 
+import json
 import os
 import subprocess
 import sys
@@ -74,6 +75,43 @@ class Counting(unittest.TestCase):
         orders = {tuple(label for _, _, label in plan[at : at + 3]) for at in range(0, len(plan), 3)}
         self.assertGreater(len(orders), 2)
         self.assertTrue(all(sorted(order) == ["x", "y", "z"] for order in orders))
+
+    @unittest.skipUnless((os.cpu_count() or 1) > 1 and os.path.exists("/proc/self/schedstat"), "skipped: needs two cores and Linux")
+    def test_servers_take_turns(self):
+        listen = "import socket, sys, time\ns = socket.create_server(('127.0.0.1', int(sys.argv[1])))\ntime.sleep(60)"
+        count = "import sys, time\nend = time.monotonic() + float(sys.argv[1])\nn = 0\nwhile time.monotonic() < end: n += 1\nprint(n)"
+        load = beside.Load(lambda port, pid, seconds: [sys.executable, "-c", count, str(seconds)], lambda text: {"turns": int(text)}, 0.1)
+        commands = {label: [sys.executable, "-c", listen, "{port}"] for label in ("a", "b", "c")}
+        bench = beside.Bench("test", "reno")
+        with beside.Servers(commands) as servers:
+            bench.in_slices(0, "echo c1", list(commands), servers, load, 400)
+            self.assertEqual(len(servers.started), 3, "servers stay for the next round")
+        with open(bench.file, encoding="utf-8") as lines:
+            found = {record["label"]: record for record in map(json.loads, lines)}
+        os.remove(bench.file)
+        self.assertEqual(sorted(found), ["a", "b", "c"])
+        turns = [record.get("turns", 0) for record in found.values()]
+        self.assertGreater(min(turns) * 3, max(turns), found)
+
+    def test_a_load_that_fails_is_kept_as_a_failure(self):
+        bench = beside.Bench("test", "reno")
+        load = beside.Load(lambda *_: [sys.executable, "-c", "import sys; sys.exit('no such thing')"], json.loads, 0.2)
+        listen = "import socket, sys, time\ns = socket.create_server(('127.0.0.1', int(sys.argv[1])))\ntime.sleep(60)"
+        with beside.Servers({"a": [sys.executable, "-c", listen, "{port}"], "b": ["false"]}) as servers:
+            bench.in_slices(0, "echo c1", ["a", "b"], servers, load, 40)
+        with open(bench.file, encoding="utf-8") as lines:
+            found = {record["label"]: record["error"] for record in map(json.loads, lines)}
+        os.remove(bench.file)
+        self.assertEqual(found, {"a": "no such thing", "b": "the server ended with 1"})
+
+
+class Cells(unittest.TestCase):
+    def test_a_name_says_all_of_the_load(self):
+        self.assertEqual(measure.load_of("echo c50 s64 p16 rate=5"), ["--mode=echo", "--conns=50", "--size=64", "--depth=16", "--rate=5"])
+
+    def test_a_fixed_rate_and_too_many_bytes_are_not_cut(self):
+        cells = {"echo c50 s64 p1": True, "echo c50 s64 p1 rate=5": False, "churn c64 s64": False, "echo c8000 s16384 p1": False}
+        self.assertEqual({cell: measure.is_sliced(cell) for cell in cells}, cells)
 
 
 if __name__ == "__main__":

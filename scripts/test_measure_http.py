@@ -52,7 +52,7 @@ calls=1 10
 class Wrk(unittest.TestCase):
     def test_figures(self):
         found = measure_http.figures(WRK)
-        self.assertEqual(found, {"requests": 8719, "msgs_s": 8230.32, "p50_us": 750.0, "p99_us": 1.5e6})
+        self.assertEqual(found, {"requests": 8719})
 
     def test_answers_that_are_missing_or_wrong_end_a_run(self):
         bad = ["", WRK.replace("8719", "0"), WRK + "  Non-2xx or 3xx responses: 5\n"]
