@@ -23,7 +23,9 @@ START_SECONDS = 5.0
 FIRST_PORT = 7000
 LOAD_SECONDS_MAX = 30
 WARM_MS = 200
-SLICE_SECONDS = 0.04
+SLICE_SECONDS = 0.04  # and more with many connections:
+SLICE_SECONDS_EACH = 60e-6
+SLICE_SECONDS_A_BYTE = 10e-9
 SIGNAL_SECONDS = 0.005
 CONNECT_MS = 150
 CONNECT_SECONDS_EACH = 0.00015
@@ -181,11 +183,11 @@ class Bench:
         Each load keeps its connections and is stopped (SIGSTOP) while it is not its turn; a server without a load has
         nothing to do. A server has its load for `ms` in all.
         """
-        slices = max(1, round(ms / 1000 / SLICE_SECONDS))
+        slices = max(1, round(ms / 1000 / load.slice_seconds))
         source = random.Random(f"{ratios.SEED} {round_number} {cell}")
         labels = source.sample(labels, len(labels))
         before, own, begin = busy_seconds(), own_seconds(), time.monotonic()
-        end = begin + len(labels) * (load.start_seconds + slices * SLICE_SECONDS)
+        end = begin + len(labels) * (load.start_seconds + slices * load.slice_seconds)
         records, loads, spent = {}, {}, {}
         for label in labels:
             records[label] = {"cell": cell, "label": label, "round": round_number, "cc": self.congestion}
@@ -203,7 +205,7 @@ class Bench:
             source.shuffle(turns)
             for label in turns:
                 loads[label].send_signal(signal.SIGCONT)
-                time.sleep(SLICE_SECONDS)
+                time.sleep(load.slice_seconds)
                 loads[label].send_signal(signal.SIGSTOP)
         for label, process in loads.items():
             process.send_signal(signal.SIGCONT)
@@ -235,6 +237,7 @@ class Load(typing.NamedTuple):
     start_seconds: float  # it has its connections after that
     end_signal: int = 0  # makes it end and print; 0 if it ends by itself
     exit_codes: tuple = (0,)  # with which it has measured something
+    slice_seconds: float = SLICE_SECONDS
 
 
 def said(process, load):
@@ -409,13 +412,16 @@ def loadgen_said(text):
     return {name: value for name, value in json.loads(lines[-1]).items() if name not in ("label", "cell")}
 
 
-def lab_load(options, words, connections):
-    """The lab's load generator as a load in slices. It needs a while for each connection."""
+def lab_load(options, words, connections, size):
+    """The lab's load generator as a load in slices. It needs a while for each connection, and a slice is long enough for
+    some ten messages on each: the first of them finds nothing in the caches."""
 
     def command(port, pid, seconds):
         return loadgen_command(options, port, pid, words, round(1000 * seconds))
 
-    return Load(command, loadgen_said, (options.warm + CONNECT_MS) / 1000 + CONNECT_SECONDS_EACH * connections)
+    slice_seconds = max(SLICE_SECONDS, connections * (SLICE_SECONDS_EACH + size * SLICE_SECONDS_A_BYTE))
+    start_seconds = (options.warm + CONNECT_MS) / 1000 + CONNECT_SECONDS_EACH * connections
+    return Load(command, loadgen_said, start_seconds, slice_seconds=slice_seconds)
 
 
 def loadgen(options, port, pid, words):

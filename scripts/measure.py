@@ -100,7 +100,7 @@ def measure_suite(options, suite, ours, congestion):
 def measure_cell(options, bench, cell, servers, labels):
     words = load_of(cell)
     if is_sliced(cell):
-        load = beside.lab_load(options, words, ratios.connections(cell))
+        load = beside.lab_load(options, words, ratios.connections(cell), size_of(cell))
         bench.rounds_in_slices(options.rounds, cell, labels, servers, load, options.ms)
         return
     for number, _, label in bench.rounds(options.rounds, [cell], labels):
@@ -114,8 +114,11 @@ def is_sliced(cell):
     not with more bytes under way than the kernel grants TCP."""
     if not cell.startswith("echo") or "rate=" in cell:
         return False
-    size = int(re.search(r"\bs(\d+)\b", cell).group(1))
-    return ratios.connections(cell) * size <= MAX_BYTES_UNDER_WAY
+    return ratios.connections(cell) * size_of(cell) <= MAX_BYTES_UNDER_WAY
+
+
+def size_of(cell):
+    return int(re.search(r"\bs(\d+)\b", cell).group(1))
 
 
 def load_of(cell):

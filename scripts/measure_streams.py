@@ -52,7 +52,7 @@ def run_all(options):
     bench = beside.Bench("streams", congestion)
     for cell in cells:
         mode, _, size = CELLS[cell]
-        load = beside.lab_load(options, [f"--mode={mode}", "--conns=1", f"--size={size}"], 1)
+        load = beside.lab_load(options, [f"--mode={mode}", "--conns=1", f"--size={size}"], 1, size)
         with beside.Servers({label: command(options, cell, label) for label in wanted}) as servers:
             bench.rounds_in_slices(options.rounds, cell, wanted, servers, load, options.ms)
     return [bench.file]
