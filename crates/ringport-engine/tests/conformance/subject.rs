@@ -224,8 +224,8 @@ pub fn number(variable: &str) -> Option<u64> {
     std::env::var(variable).ok().map(|value| value.parse().expect("a number"))
 }
 
-/// Runs `body` in a process of its own, because it counts or exhausts what all tests of this process share. On the
-/// simulator nothing is shared.
+/// Runs `body` in a process of its own, because it counts or exhausts what all tests of this process share, and passes on
+/// what that says: what it found, or why it could not run. On the simulator nothing is shared.
 pub fn alone(setup: &Setup, body: impl FnOnce()) {
     if setup.sim || std::env::var("RINGPORT_ALONE").as_deref() == Ok(&setup.path) {
         return body();
@@ -235,5 +235,6 @@ pub fn alone(setup: &Setup, body: impl FnOnce()) {
     child.args(["--exact", &setup.path, "--nocapture", "--test-threads=1"]).env("RINGPORT_ALONE", &setup.path);
     let output = child.output().expect("the test can be started again");
     let text = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
-    assert!(output.status.success() && text.contains("1 passed"), "alone, it failed:\n{text}");
+    eprint!("{text}");
+    assert!(output.status.success() && text.contains("1 passed"), "alone, it failed");
 }
