@@ -60,3 +60,7 @@ pub(crate) mod winsock;
 pub use platform::{EXHAUSTION_CODES, UseEngine, is_exhaustion, pin_to_core, with_engine};
 pub use select::{Candidate, EngineKind, Selection, SelectionError};
 pub use termination::{asked_to_end, ring_when_asked_to_end};
+
+/// Entries that each list of connections in an engine has room for from the beginning, so that a burst on a busy machine
+/// costs a worker that has been running for long no allocation. 8 bytes each.
+pub(crate) const LISTED_AT_FIRST: usize = 256;

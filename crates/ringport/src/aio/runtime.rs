@@ -22,6 +22,7 @@ use super::listener::ListenerCell;
 use super::task::{BoxFuture, TaskId, Tasks, Woken};
 use super::time::Sleeps;
 use crate::remote::Remote;
+use crate::worker::LISTED_AT_FIRST;
 
 thread_local! {
     /// The runtime whose worker has its turn on this thread.
@@ -120,13 +121,13 @@ impl Runtime {
             woken: Arc::new(Woken::new(Arc::clone(&remote.mailboxes[usize::from(number)]))),
             tasks: RefCell::default(),
             background: Cell::new(0),
-            ready: RefCell::default(),
+            ready: RefCell::new(VecDeque::with_capacity(LISTED_AT_FIRST)),
             polling: Cell::new(None),
             streams: RefCell::default(),
-            touched: RefCell::default(),
+            touched: RefCell::new(Vec::with_capacity(LISTED_AT_FIRST)),
             requests: RefCell::default(),
             queue: Cell::new(None),
-            queues: RefCell::default(),
+            queues: RefCell::new(Vec::with_capacity(QUEUES_KEPT)),
             sleeps: RefCell::default(),
             accepting: RefCell::default(),
             now: Cell::new(now),

@@ -100,6 +100,10 @@ struct Listening {
     queue: Option<Rc<ListenerCell>>,
 }
 
+/// Entries that each list of what is to be done has room for from the beginning, so that a burst on a busy machine costs a
+/// worker that has been running for long no allocation.
+pub(crate) const LISTED_AT_FIRST: usize = 256;
+
 /// Messages taken out of the mailbox in one turn. The rest waits for the next, so that I/O goes on.
 const LETTERS_PER_TURN: usize = 1024;
 
@@ -150,11 +154,11 @@ impl<E: Engine> Worker<E> {
             options,
             pool,
             timers,
-            dirty: Vec::new(),
-            later: VecDeque::new(),
+            dirty: Vec::with_capacity(LISTED_AT_FIRST),
+            later: VecDeque::with_capacity(LISTED_AT_FIRST),
             totals: WorkerStats::default(),
             account: Account::new(setup.budget),
-            resting: Vec::new(),
+            resting: Vec::with_capacity(LISTED_AT_FIRST),
             udp_resting: Vec::new(),
             counters: setup.counters,
             global_live: setup.global_live,

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use ringport_engine::{ConnId, UdpId};
 
+use super::LISTED_AT_FIRST;
 use super::wheel::{TimerKey, Wheel};
 use crate::aio::SleepTimer;
 
@@ -64,7 +65,13 @@ pub(super) struct Timers {
 
 impl Timers {
     pub(super) fn new(now: Instant) -> Self {
-        Self { wheel: Wheel::new(now), user: Vec::new(), free: Vec::new(), fresh: Vec::new(), expired: VecDeque::new() }
+        Self {
+            wheel: Wheel::new(now),
+            user: Vec::new(),
+            free: Vec::new(),
+            fresh: Vec::with_capacity(LISTED_AT_FIRST),
+            expired: VecDeque::with_capacity(LISTED_AT_FIRST),
+        }
     }
 
     pub(super) fn insert(&mut self, at: Instant, timer: Timer) -> TimerKey {

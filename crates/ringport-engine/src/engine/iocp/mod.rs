@@ -55,6 +55,7 @@ use std::time::Instant;
 use self::datagram::Datagrams;
 pub(crate) use self::probe::probe;
 use self::transmit::{Permit, Transmitter};
+use super::LISTED_AT_FIRST;
 use super::acceptor::Listeners;
 use super::contract::{Close, ConnInfo, Engine, EngineConfig, EngineStats, Event, SendProgress, SendTo, Waker, Want};
 use super::port::{Port, Record};
@@ -218,13 +219,13 @@ impl Engine for IocpEngine {
             config: config.clone(),
             spare_receives: Vec::with_capacity(receive::SPARE_RECEIVES),
             spare_sends: send::first_records(),
-            notices: VecDeque::new(),
+            notices: VecDeque::with_capacity(LISTED_AT_FIRST),
             current: None,
             current_bytes: 0,
-            ready: VecDeque::with_capacity(send::SPARE_SENDS),
+            ready: VecDeque::with_capacity(LISTED_AT_FIRST),
             ready_this_turn: 0,
             ready_first: false,
-            starved: VecDeque::new(),
+            starved: VecDeque::with_capacity(LISTED_AT_FIRST),
             events_left: config.events_per_turn.max(1),
             now: Instant::now(),
             stats: EngineStats::default(),

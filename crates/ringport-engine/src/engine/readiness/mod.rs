@@ -52,8 +52,8 @@ use super::contract::{
     Close, ConnInfo, Engine, EngineConfig, EngineStats, Event, SendProgress, SendTo, Wake, Waker, Want,
 };
 use super::direct::Sender;
-use super::platform;
 use super::spin::Spin;
+use super::{LISTED_AT_FIRST, platform};
 use crate::buffer::{Chunk, Pool, SendQueue};
 use crate::id::{ConnId, ListenerId, Table, UdpId};
 use crate::options::SocketRef;
@@ -172,10 +172,10 @@ impl Engine for ReadinessEngine {
             conns: Table::new(),
             listeners: Table::new(),
             udp: Datagrams::new(config),
-            turn: Turn::default(),
+            turn: Turn::new(),
             resting: Vec::new(),
             descriptor_freed: false,
-            starved: VecDeque::new(),
+            starved: VecDeque::with_capacity(LISTED_AT_FIRST),
             waker: Waker(Arc::new(waker)),
             spin: Spin::new(config.spin),
             sender: Sender { blocking: false, sendfile: config.features.sendfile },

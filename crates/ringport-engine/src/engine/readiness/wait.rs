@@ -9,7 +9,8 @@ use mio::Token;
 use super::accept::Listener;
 use super::close::Farewell;
 use super::receive::Step;
-use super::{Conn, ReadinessEngine};
+use super::{Conn, EVENTS_PER_CALL, ReadinessEngine};
+use crate::engine::LISTED_AT_FIRST;
 use crate::engine::contract::Event;
 use crate::engine::datagram::Port;
 use crate::id::{ConnId, Id, ListenerId, Table, UdpId};
@@ -94,7 +95,6 @@ impl Edge {
 }
 
 /// The order of work.
-#[derive(Default)]
 pub(super) struct Turn {
     ready: VecDeque<Ready>,
     /// How many of `ready` belong to this turn. What is appended during the turn waits for the next one.
@@ -113,6 +113,21 @@ pub(super) struct Turn {
 }
 
 impl Turn {
+    pub(super) fn new() -> Self {
+        Self {
+            ready: VecDeque::with_capacity(LISTED_AT_FIRST),
+            left: 0,
+            // As many as one call reports, which is how many there ever are.
+            edges: Vec::with_capacity(EVENTS_PER_CALL),
+            edges_seen: 0,
+            events_left: 0,
+            current: None,
+            used: 0,
+            farewells: VecDeque::new(),
+            woken: false,
+        }
+    }
+
     #[inline]
     pub(super) fn queue(&mut self, id: ConnId, conn: &mut Conn) {
         if !std::mem::replace(&mut conn.queued, true) {

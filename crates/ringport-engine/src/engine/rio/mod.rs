@@ -69,6 +69,7 @@ use self::send::Stage;
 use self::table::Functions;
 pub(in crate::engine) use self::table::note_created;
 pub use self::table::{Provider, RIO_EXTENSION_FUNCTION_TABLE, use_provider};
+use super::LISTED_AT_FIRST;
 use super::acceptor::Listeners;
 use super::contract::{
     Close, ConnInfo, Engine, EngineConfig, EngineStats, Event, RioCompletions, SendProgress, SendTo, Waker, Want,
@@ -281,10 +282,10 @@ impl Engine for RioEngine {
             failure: None,
             blind_turns: 0,
             farewells: VecDeque::new(),
-            dirty: Vec::new(),
-            ready: VecDeque::new(),
+            dirty: Vec::with_capacity(LISTED_AT_FIRST),
+            ready: VecDeque::with_capacity(LISTED_AT_FIRST),
             ready_this_turn: 0,
-            starved: Vec::new(),
+            starved: Vec::with_capacity(LISTED_AT_FIRST),
             events_left: config.events_per_turn.max(1),
             now: Instant::now(),
             looks: 0,

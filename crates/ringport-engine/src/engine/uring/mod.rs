@@ -69,8 +69,8 @@ use self::wait::Bell;
 use self::zero::Loan;
 use super::contract::{Close, ConnInfo, Engine, EngineConfig, EngineStats, Event, SendProgress, SendTo, Waker, Want};
 use super::direct::Sender;
-use super::platform;
 use super::spin::Spin;
+use super::{LISTED_AT_FIRST, platform};
 use crate::buffer::{Chunk, Pool, SendQueue};
 use crate::id::{ConnId, Id, ListenerId, Table, UdpId};
 use crate::options::SocketRef;
@@ -364,17 +364,17 @@ impl Engine for UringEngine {
             send_at_once: send::SEND_AT_ONCE,
             large_bytes: receive::LARGE_BYTES.min(slot_bytes / 4 * 3),
             small_bytes: receive::SMALL_BYTES.min(slot_bytes / 4),
-            spare_batches: Vec::new(),
+            spare_batches: Vec::with_capacity(send::SPARE_BATCHES),
             farewells: VecDeque::new(),
             current: None,
             current_bytes: 0,
             run: None,
             run_bytes: 0,
-            ready: VecDeque::new(),
+            ready: VecDeque::with_capacity(LISTED_AT_FIRST),
             ready_this_turn: 0,
             ready_first: false,
-            starved: VecDeque::new(),
-            starved_direct: VecDeque::new(),
+            starved: VecDeque::with_capacity(LISTED_AT_FIRST),
+            starved_direct: VecDeque::with_capacity(LISTED_AT_FIRST),
             backed_off: false,
             descriptor_freed: false,
             events_left: config.events_per_turn.max(1),

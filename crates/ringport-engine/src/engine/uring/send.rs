@@ -19,7 +19,7 @@ use crate::socket::SockAddr;
 pub(super) const SEND_AT_ONCE: bool = false;
 
 /// Records with several pieces that are kept for reuse; each has about 1 KiB.
-const SPARE_BATCHES: usize = 64;
+pub(super) const SPARE_BATCHES: usize = 64;
 
 pub(super) const FLAGS: i32 = libc::MSG_NOSIGNAL;
 
