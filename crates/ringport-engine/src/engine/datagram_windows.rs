@@ -21,6 +21,7 @@ use std::io;
 use std::mem::size_of;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::ptr;
+use std::time::{Duration, Instant};
 
 use windows_sys::Win32::Networking::WinSock::{
     AF_INET, AF_INET6, SIO_UDP_CONNRESET, SIO_UDP_NETRESET, SOCKADDR_IN, SOCKADDR_IN6, SOCKADDR_STORAGE, WSABUF,
@@ -32,8 +33,12 @@ use windows_sys::core::BOOL;
 use super::contract::{DATAGRAMS_QUEUED_MAX, EngineConfig, EngineStats, Event, SendTo};
 use super::winsock::{self, Started};
 use crate::buffer::{Buf, Chunk, Pool, PoolConfig};
-use crate::id::UdpId;
-use crate::options::{OptionName, SocketOption};
+use crate::id::{Table, UdpId};
+use crate::options::{OptionName, SocketOption, SocketRef};
+
+#[cfg(test)]
+#[path = "datagram_windows_stage.rs"]
+pub(crate) mod stage;
 
 /// Room of one receive: the largest datagram (see RFC 768), and so much that slots are not a multiple of a page apart, when
 /// they would all share the same few lines of the cache.
@@ -44,10 +49,149 @@ const FAILURES_MAX: usize = 64;
 pub(crate) const BYTES_MIN: usize = 256;
 /// Calls in a row that fail for somebody else's sake; then the next turn goes on.
 pub(crate) const RETRIES_MAX: u32 = 16;
+/// When a socket is tried again on which no receive could be started.
+const STALL: Duration = Duration::from_millis(10);
 
 /// The buffers for datagrams.
 pub(crate) fn pool(config: &EngineConfig) -> Pool {
     Pool::new(PoolConfig::default().small_slots(config.datagram_slots).large_slots(2).slot_bytes(SLOT_BYTES, 64))
+}
+
+/// A datagram socket of an engine, as far as [`Outlets`] looks at it.
+pub(crate) trait Outlet {
+    /// `None` once it is closed, until the last event is taken.
+    fn socket(&self) -> Option<&socket2::Socket>;
+    /// Given up by its owner.
+    fn is_closing(&self) -> bool;
+    /// Whether there is an event to deliver.
+    fn has_news(&self) -> bool;
+    /// The lists that it is in.
+    fn listed(&mut self) -> &mut Listed;
+}
+
+/// Whether a socket is in the list of those that go on next turn, and of those to be tried again.
+#[derive(Default)]
+pub(crate) struct Listed {
+    queued: bool,
+    stalled: bool,
+}
+
+impl Listed {
+    /// Whether it is left alone for a while.
+    pub(crate) fn is_stalled(&self) -> bool {
+        self.stalled
+    }
+}
+
+/// The datagram sockets of an engine, which of them have something to deliver, and which of them are left alone for a while.
+pub(crate) struct Outlets<O> {
+    pub(crate) table: Table<Box<O>>,
+    /// Those that go on next turn, and how many of them are left to serve in this one.
+    ready: VecDeque<UdpId>,
+    ready_this_turn: usize,
+    stalled: Vec<UdpId>,
+    stall_end: Option<Instant>,
+}
+
+impl<O: Outlet> Outlets<O> {
+    pub(crate) fn new() -> Self {
+        Self { table: Table::new(), ready: VecDeque::new(), ready_this_turn: 0, stalled: Vec::new(), stall_end: None }
+    }
+
+    /// A socket that has not been given up.
+    #[inline]
+    pub(crate) fn open(&mut self, id: UdpId) -> Option<&mut O> {
+        self.table.get_mut(id).map(|outlet| &mut **outlet).filter(|outlet| !outlet.is_closing())
+    }
+
+    /// The system's socket of one that has not been given up.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound` if there is none.
+    pub(crate) fn socket(&self, id: UdpId) -> io::Result<SocketRef<'_>> {
+        let outlet = self.table.get(id).filter(|outlet| !outlet.is_closing()).ok_or(io::ErrorKind::NotFound)?;
+        Ok(SocketRef(outlet.socket().ok_or(io::ErrorKind::NotFound)?.into()))
+    }
+
+    /// Has a socket go on next turn.
+    pub(crate) fn enqueue(&mut self, id: UdpId) {
+        if let Some(outlet) = self.open(id)
+            && !std::mem::replace(&mut outlet.listed().queued, true)
+        {
+            self.ready.push_back(id);
+        }
+    }
+
+    /// The same if there is an event to deliver.
+    pub(crate) fn enqueue_news(&mut self, id: UdpId) {
+        if self.open(id).is_some_and(|outlet| outlet.has_news()) {
+            self.enqueue(id);
+        }
+    }
+
+    /// Whether there is something to do without the system's word.
+    pub(crate) fn has_leftovers(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
+    pub(crate) fn begin_turn(&mut self) {
+        self.ready_this_turn = self.ready.len();
+    }
+
+    /// The next socket of this turn. It is out of the list then.
+    pub(crate) fn next_ready(&mut self) -> Option<UdpId> {
+        while self.ready_this_turn > 0 {
+            self.ready_this_turn -= 1;
+            let id = self.ready.pop_front()?;
+            if let Some(outlet) = self.open(id) {
+                outlet.listed().queued = false;
+                return Some(id);
+            }
+        }
+        None
+    }
+
+    /// Makes the one that [`Self::next_ready`] returned the next one again.
+    pub(crate) fn put_back(&mut self, id: UdpId) {
+        if let Some(outlet) = self.open(id)
+            && !std::mem::replace(&mut outlet.listed().queued, true)
+        {
+            self.ready.push_front(id);
+            self.ready_this_turn += 1;
+        }
+    }
+
+    /// Leaves a socket alone for a while: its receives fail, and would do so again at once.
+    #[cold]
+    pub(crate) fn stall(&mut self, id: UdpId) {
+        if let Some(outlet) = self.open(id)
+            && !std::mem::replace(&mut outlet.listed().stalled, true)
+        {
+            self.stalled.push(id);
+            self.stall_end.get_or_insert_with(|| Instant::now() + STALL);
+        }
+    }
+
+    /// When those are tried again on which no receive could be started.
+    pub(crate) fn stall_end(&self) -> Option<Instant> {
+        self.stall_end
+    }
+
+    /// The sockets that are to be tried again now.
+    pub(crate) fn end_stall(&mut self) -> Vec<UdpId> {
+        if self.stall_end.is_none_or(|end| end > Instant::now()) {
+            return Vec::new();
+        }
+        self.stall_end = None;
+        let ids = std::mem::take(&mut self.stalled);
+        for id in &ids {
+            if let Some(outlet) = self.open(*id) {
+                outlet.listed().stalled = false;
+            }
+        }
+        ids
+    }
 }
 
 /// What waits for one socket, in both directions.

@@ -12,19 +12,18 @@
 //! **Sends do not need an operation each.** The system takes a datagram at once or, rarely, has no room; then one operation
 //! waits for room, and its packet says that sending goes on.
 
-use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
 
 use super::{IocpEngine, Notice};
 use crate::buffer::{Buf, Chunk, Pool, SlotClass};
 use crate::engine::contract::{EngineStats, Event, SendTo, Want};
-use crate::engine::datagram_windows::{self as calls, BYTES_MIN, Landing, Mailbox, Parcel, RETRIES_MAX, SLOT_BYTES};
+use crate::engine::datagram_windows::{
+    self as calls, BYTES_MIN, Landing, Listed, Mailbox, Outlets, Parcel, RETRIES_MAX, SLOT_BYTES,
+};
 use crate::engine::port::{Load, Port, Record, Submitted};
 use crate::engine::winsock;
-use crate::id::{Id, Table, UdpId};
-use crate::options::SocketRef;
+use crate::id::{Id, UdpId};
 use crate::socket::Socket;
 
 #[cfg(test)]
@@ -38,11 +37,9 @@ const RECEIVES_MAX: u32 = 4;
 const SPARE_RECORDS: usize = 64;
 /// Datagrams that wait to be sent before they are, without waiting for the end of the turn.
 const BATCH: usize = 256;
-/// When a socket is tried again on which no receive could be started.
-const STALL: Duration = Duration::from_millis(10);
 
 /// A datagram socket.
-struct Outlet {
+pub(super) struct Outlet {
     /// `None` once it is closed, until the last event is taken.
     socket: Option<socket2::Socket>,
     mail: Mailbox,
@@ -58,41 +55,32 @@ struct Outlet {
     closing: bool,
     /// The operations were asked to end.
     cancelled: bool,
-    /// In the list of those that go on next turn, of those to be flushed, and of those to be tried again.
-    queued: bool,
+    /// In the list of those to be flushed.
     flushing: bool,
-    stalled: bool,
+    listed: Listed,
 }
 
 /// Everything about datagrams. Holds no buffers until the first socket is bound.
 pub(super) struct Datagrams {
-    outlets: Table<Box<Outlet>>,
+    pub(super) outlets: Outlets<Outlet>,
     pool: Option<Pool>,
     #[expect(clippy::vec_box, reason = "the kernel knows a record by its address")]
     spare: Vec<Box<Record>>,
     /// The socket that is being served, and what it got in this go.
     current: Option<UdpId>,
     current_bytes: usize,
-    ready: VecDeque<UdpId>,
-    ready_this_turn: usize,
     flush: Vec<UdpId>,
-    stalled: Vec<UdpId>,
-    stall_end: Option<Instant>,
 }
 
 impl Datagrams {
     pub(super) fn new() -> Self {
         Self {
-            outlets: Table::new(),
+            outlets: Outlets::new(),
             pool: None,
             spare: Vec::new(),
             current: None,
             current_bytes: 0,
-            ready: VecDeque::new(),
-            ready_this_turn: 0,
             flush: Vec::new(),
-            stalled: Vec::new(),
-            stall_end: None,
         }
     }
 
@@ -101,74 +89,10 @@ impl Datagrams {
         self.pool.as_ref().map_or(0, Pool::copied_out_bytes)
     }
 
-    pub(super) fn socket(&self, id: UdpId) -> io::Result<SocketRef<'_>> {
-        let outlet = self.outlets.get(id).filter(|outlet| !outlet.closing).ok_or(io::ErrorKind::NotFound)?;
-        Ok(SocketRef(outlet.socket.as_ref().ok_or(io::ErrorKind::NotFound)?.into()))
-    }
-
-    /// A socket that has not been given up.
-    fn open(&mut self, id: UdpId) -> Option<&mut Outlet> {
-        self.outlets.get_mut(id).map(|outlet| &mut **outlet).filter(|outlet| !outlet.closing)
-    }
-
-    fn enqueue(&mut self, id: UdpId) {
-        if let Some(outlet) = self.open(id)
-            && !std::mem::replace(&mut outlet.queued, true)
-        {
-            self.ready.push_back(id);
-        }
-    }
-
-    fn enqueue_news(&mut self, id: UdpId) {
-        if self.open(id).is_some_and(|outlet| outlet.mail.has_news()) {
-            self.enqueue(id);
-        }
-    }
-
-    /// Whether there is something to do without the system's word.
-    pub(super) fn has_leftovers(&self) -> bool {
-        !self.ready.is_empty()
-    }
-
-    /// When those are tried again on which no receive could be started.
-    pub(super) fn stall_end(&self) -> Option<Instant> {
-        self.stall_end
-    }
-
-    /// Leaves a socket alone for a while: its receives fail, and would do so again at once.
-    #[cold]
-    fn stall(&mut self, id: UdpId) {
-        if let Some(outlet) = self.open(id)
-            && !std::mem::replace(&mut outlet.stalled, true)
-        {
-            self.stalled.push(id);
-            self.stall_end.get_or_insert_with(|| Instant::now() + STALL);
-        }
-    }
-
-    /// The sockets that are to be tried again now.
-    fn end_stall(&mut self) -> Vec<UdpId> {
-        if self.stall_end.is_none_or(|end| end > Instant::now()) {
-            return Vec::new();
-        }
-        self.stall_end = None;
-        let ids = std::mem::take(&mut self.stalled);
-        for id in &ids {
-            if let Some(outlet) = self.open(*id) {
-                outlet.stalled = false;
-            }
-        }
-        ids
-    }
-
-    pub(super) fn begin_turn(&mut self) {
-        self.ready_this_turn = self.ready.len();
-    }
-
     /// Asks every operation to end.
     pub(super) fn cancel_all(&self) {
-        for id in self.outlets.ids::<UdpId>() {
-            if let Some(socket) = self.outlets.get(id).and_then(|outlet| outlet.socket.as_ref()) {
+        for id in self.outlets.table.ids::<UdpId>() {
+            if let Some(socket) = self.outlets.table.get(id).and_then(|outlet| outlet.socket.as_ref()) {
                 winsock::cancel(socket);
             }
         }
@@ -178,6 +102,24 @@ impl Datagrams {
         if self.spare.len() < SPARE_RECORDS {
             self.spare.push(record);
         }
+    }
+}
+
+impl calls::Outlet for Outlet {
+    fn socket(&self) -> Option<&socket2::Socket> {
+        self.socket.as_ref()
+    }
+
+    fn is_closing(&self) -> bool {
+        self.closing
+    }
+
+    fn has_news(&self) -> bool {
+        self.mail.has_news()
+    }
+
+    fn listed(&mut self) -> &mut Listed {
+        &mut self.listed
     }
 }
 
@@ -293,23 +235,22 @@ impl IocpEngine {
             skip,
             closing: false,
             cancelled: false,
-            queued: false,
             flushing: false,
-            stalled: false,
+            listed: Listed::default(),
         };
-        Ok(self.udp.outlets.insert(Box::new(outlet)))
+        Ok(self.udp.outlets.table.insert(Box::new(outlet)))
     }
 
     pub(super) fn want_datagrams(&mut self, id: UdpId, want: Want) {
-        let Some(outlet) = self.udp.open(id) else { return };
+        let Some(outlet) = self.udp.outlets.open(id) else { return };
         outlet.mail.wanted = want == Want::On;
         self.post_receives(id);
-        self.udp.enqueue_news(id);
+        self.udp.outlets.enqueue_news(id);
     }
 
     #[inline]
     pub(super) fn queue_datagram(&mut self, id: UdpId, to: SocketAddr, data: Chunk) -> SendTo {
-        let Some(outlet) = self.udp.outlets.get_mut(id).filter(|outlet| !outlet.closing) else {
+        let Some(outlet) = self.udp.outlets.open(id) else {
             return SendTo::Closed(data);
         };
         let outcome = outlet.mail.push(to, data, &mut self.stats);
@@ -323,7 +264,7 @@ impl IocpEngine {
     }
 
     pub(super) fn close_outlet(&mut self, id: UdpId) {
-        let Some(outlet) = self.udp.outlets.get_mut(id).filter(|outlet| !outlet.closing) else { return };
+        let Some(outlet) = self.udp.outlets.open(id) else { return };
         outlet.flush(id, &mut self.port, &mut self.stats);
         outlet.closing = true;
         outlet.mail.forget_received();
@@ -332,7 +273,7 @@ impl IocpEngine {
 
     /// Cancels what is under way, or closes the socket when nothing is.
     fn wind_down_outlet(&mut self, id: UdpId) {
-        let Some(outlet) = self.udp.outlets.get_mut(id) else { return };
+        let Some(outlet) = self.udp.outlets.table.get_mut(id) else { return };
         if outlet.receives > 0 || outlet.sending {
             if let (Some(socket), false) = (&outlet.socket, std::mem::replace(&mut outlet.cancelled, true)) {
                 winsock::cancel(socket);
@@ -344,15 +285,15 @@ impl IocpEngine {
 
     /// The last event of a socket. Its slot is free from here on.
     pub(super) fn say_udp_closed(&mut self, id: UdpId) -> Option<Event> {
-        let mut outlet = self.udp.outlets.remove(id)?;
+        let mut outlet = self.udp.outlets.table.remove(id)?;
         Some(Event::UdpClosed { udp: id, unsent: outlet.mail.give_up(&mut self.stats) })
     }
 
     /// Before the engine sleeps: has the last one wait again, tries again what did not work, and sends what waits.
     pub(super) fn serve_datagrams(&mut self) {
-        for id in self.udp.current.take().into_iter().chain(self.udp.end_stall()) {
+        for id in self.udp.current.take().into_iter().chain(self.udp.outlets.end_stall()) {
             self.post_receives(id);
-            self.udp.enqueue_news(id);
+            self.udp.outlets.enqueue_news(id);
         }
         let mut flush = std::mem::take(&mut self.udp.flush);
         for id in flush.drain(..) {
@@ -363,12 +304,12 @@ impl IocpEngine {
     }
 
     fn flush_outlet(&mut self, id: UdpId) {
-        let Some(outlet) = self.udp.open(id) else { return };
+        let Some(outlet) = self.udp.outlets.open(id) else { return };
         outlet.flushing = false;
-        if let Some(outlet) = self.udp.outlets.get_mut(id) {
+        if let Some(outlet) = self.udp.outlets.table.get_mut(id) {
             outlet.flush(id, &mut self.port, &mut self.stats);
         }
-        self.udp.enqueue_news(id);
+        self.udp.outlets.enqueue_news(id);
     }
 
     /// The next event of the socket that is being served.
@@ -383,11 +324,7 @@ impl IocpEngine {
 
     /// The next event of the sockets in the list.
     pub(super) fn next_of_ready_outlets(&mut self) -> Option<Event> {
-        while self.udp.ready_this_turn > 0 {
-            self.udp.ready_this_turn -= 1;
-            let id = self.udp.ready.pop_front()?;
-            let Some(outlet) = self.udp.open(id) else { continue };
-            outlet.queued = false;
+        while let Some(id) = self.udp.outlets.next_ready() {
             (self.udp.current, self.udp.current_bytes) = (Some(id), 0);
             if let Some(event) = self.next_of_current_outlet() {
                 return Some(event);
@@ -399,16 +336,16 @@ impl IocpEngine {
     /// The next event of a socket, as long as its share of the turn lasts.
     fn serve_outlet(&mut self, id: UdpId) -> Option<Event> {
         loop {
-            let outlet = self.udp.open(id)?;
+            let outlet = self.udp.outlets.open(id)?;
             if let Some(event) = outlet.mail.next_event(id) {
                 return Some(event);
             }
             if self.udp.current_bytes >= self.config.bytes_per_turn.max(1) {
-                self.udp.enqueue(id);
+                self.udp.outlets.enqueue(id);
                 return None;
             }
             self.post_receives(id);
-            if !self.udp.open(id)?.mail.has_news() {
+            if !self.udp.outlets.open(id)?.mail.has_news() {
                 return None;
             }
         }
@@ -417,13 +354,14 @@ impl IocpEngine {
     /// Starts as many receives as may be under way. What they bring at once waits in the mailbox, a few at a time.
     fn post_receives(&mut self, id: UdpId) {
         let Self { udp, port, stats, .. } = self;
-        let sockets = udp.outlets.len() as u32;
+        let sockets = udp.outlets.table.len() as u32;
         let Some(pool) = udp.pool.clone() else { return };
         let depth = (pool.config().small_slots / 2 / sockets.max(1)).clamp(1, RECEIVES_MAX);
         let mut failures = 0;
         loop {
-            let Some(outlet) = udp.outlets.get_mut(id).filter(|outlet| !outlet.closing) else { return };
-            let waits = !outlet.mail.wanted || outlet.stalled || outlet.mail.untold() >= RECEIVES_MAX as usize;
+            let Some(outlet) = udp.outlets.open(id) else { return };
+            let waits =
+                !outlet.mail.wanted || outlet.listed.is_stalled() || outlet.mail.untold() >= RECEIVES_MAX as usize;
             if waits || outlet.receives >= depth {
                 return;
             }
@@ -460,7 +398,7 @@ impl IocpEngine {
                     failures += 1;
                     udp.keep(record);
                     if !calls::is_about_another(error) || failures >= RETRIES_MAX {
-                        udp.stall(id);
+                        udp.outlets.stall(id);
                     }
                 }
             }
@@ -471,7 +409,7 @@ impl IocpEngine {
     pub(super) fn on_datagram(&mut self, mut record: Box<Record>, bytes: u32, success: bool) -> Option<Event> {
         let id = UdpId::from(record.id);
         let Self { udp, stats, .. } = self;
-        let outlet = udp.outlets.get_mut(id)?;
+        let outlet = udp.outlets.table.get_mut(id)?;
         outlet.receives -= 1;
         let failure = match &outlet.socket {
             Some(socket) if !success => Some(record.failure(socket)),
@@ -497,7 +435,7 @@ impl IocpEngine {
         }
         udp.keep(record);
         if stalls {
-            udp.stall(id);
+            udp.outlets.stall(id);
         }
         if closing {
             self.wind_down_outlet(id);
@@ -510,7 +448,7 @@ impl IocpEngine {
     pub(super) fn on_parcel(&mut self, record: &Record, success: bool) -> Option<Event> {
         let id = UdpId::from(record.id);
         let Load::Parcel(parcel) = &record.load else { return None };
-        let outlet = self.udp.outlets.get_mut(id)?;
+        let outlet = self.udp.outlets.table.get_mut(id)?;
         outlet.sending = false;
         match &outlet.socket {
             Some(socket) if !success => match record.failure(socket) {
@@ -529,11 +467,11 @@ impl IocpEngine {
 
     /// The next event of a socket to which something happened. It is served next, unless another is.
     fn go_on_with(&mut self, id: UdpId, counted: usize) -> Option<Event> {
-        let event = self.udp.open(id)?.mail.next_event(id);
+        let event = self.udp.outlets.open(id)?.mail.next_event(id);
         match self.udp.current {
             None => (self.udp.current, self.udp.current_bytes) = (Some(id), counted),
             Some(current) if current == id => self.udp.current_bytes += counted,
-            Some(_) => self.udp.enqueue(id),
+            Some(_) => self.udp.outlets.enqueue(id),
         }
         event
     }

@@ -1,37 +1,16 @@
 //! What the conformance suite cannot bring about for datagrams: a system without room, and receives that are refused.
 
+use std::time::Duration;
+
 use super::*;
 use crate::buffer::PoolConfig;
 use crate::engine::contract::{Engine, EngineConfig};
-use crate::socket::UdpOptions;
+use crate::engine::datagram_windows::stage::{bind, events};
 
 fn engine(skip: bool) -> IocpEngine {
     let mut config = EngineConfig::default();
     config.features.skip_on_success = skip;
     IocpEngine::open(&config, Pool::new(PoolConfig::default())).unwrap()
-}
-
-fn bind(engine: &mut IocpEngine) -> (UdpId, SocketAddr) {
-    let any = SocketAddr::from(([127, 0, 0, 1], 0));
-    let socket = Socket::bind_udp(any, &UdpOptions::default(), None).unwrap();
-    let address = socket.local_addr().unwrap().as_socket().unwrap();
-    let id = engine.bind_udp(socket).unwrap();
-    engine.receive_datagrams(id, Want::On);
-    (id, address)
-}
-
-/// Events until `done`, or for `time`.
-fn events(engine: &mut IocpEngine, time: Duration, mut done: impl FnMut(&Event) -> bool) -> Vec<Event> {
-    let (end, mut events) = (Instant::now() + time, Vec::new());
-    let mut over = false;
-    while !over && Instant::now() < end {
-        engine.wait(Some(end)).unwrap();
-        while let Some(event) = engine.next() {
-            over |= done(&event);
-            events.push(event);
-        }
-    }
-    events
 }
 
 /// A full system is nothing that can be brought about here: so the way that is taken then is called by itself.
@@ -45,7 +24,7 @@ fn what_found_no_room_is_sent_before_the_others() {
             assert!(matches!(engine.send_to(near, to, vec![number].into()), SendTo::Taken));
         }
         let IocpEngine { udp, port, stats, .. } = &mut engine;
-        let outlet = udp.outlets.get_mut(near).unwrap();
+        let outlet = udp.outlets.table.get_mut(near).unwrap();
         let (address, data) = outlet.mail.take().unwrap();
         outlet.send_later(near, address, data, port, stats);
         assert_eq!(outlet.sending, !skip, "without a packet it is over at once");
@@ -74,7 +53,7 @@ fn receives_that_cannot_start_are_tried_again() {
     let wrong = winsock::stream_socket(socket2::Domain::IPV4, false).unwrap();
     engine.port.attach(&wrong).unwrap();
     let IocpEngine { udp, .. } = &mut engine;
-    let outlet = udp.outlets.get_mut(id).unwrap();
+    let outlet = udp.outlets.table.get_mut(id).unwrap();
     let right = outlet.socket.replace(wrong).unwrap();
     winsock::cancel(&right);
     outlet.cancelled = false;

@@ -314,7 +314,7 @@ impl Engine for IocpEngine {
     }
 
     fn udp_socket(&self, udp: UdpId) -> io::Result<SocketRef<'_>> {
-        self.udp.socket(udp)
+        self.udp.outlets.socket(udp)
     }
 
     fn wait(&mut self, deadline: Option<Instant>) -> io::Result<()> {

@@ -32,7 +32,7 @@ impl IocpEngine {
         }
         self.now = Instant::now();
         self.ready_this_turn = self.ready.len();
-        self.udp.begin_turn();
+        self.udp.outlets.begin_turn();
         self.ready_first = !self.ready_first;
         self.events_left = self.config.events_per_turn.max(1);
         Ok(())
@@ -67,11 +67,11 @@ impl IocpEngine {
 
     /// How long the kernel may let this thread sleep.
     fn timeout(&self, deadline: Option<Instant>, pause_end: Option<Instant>) -> Option<Duration> {
-        let datagrams = self.udp.has_leftovers();
+        let datagrams = self.udp.outlets.has_leftovers();
         if datagrams || !self.ready.is_empty() || !self.notices.is_empty() || self.listeners.has_reports() {
             return Some(Duration::ZERO);
         }
-        let first = [deadline, pause_end, self.udp.stall_end()].into_iter().flatten().min()?;
+        let first = [deadline, pause_end, self.udp.outlets.stall_end()].into_iter().flatten().min()?;
         Some(first.saturating_duration_since(Instant::now()))
     }
 

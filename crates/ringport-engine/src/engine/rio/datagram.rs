@@ -18,7 +18,6 @@
 use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
 
 use windows_sys::Win32::Networking::WinSock::{RIO_BUF, RIO_MSG_DEFER, RIORESULT, WSAEMSGSIZE};
 
@@ -28,10 +27,9 @@ use super::send::winsock_error;
 use super::{RioEngine, table};
 use crate::buffer::{Buf, Chunk};
 use crate::engine::contract::{Event, SendTo, Want};
-use crate::engine::datagram_windows::{self as calls, Mailbox};
+use crate::engine::datagram_windows::{self as calls, Listed, Mailbox, Outlets};
 use crate::engine::winsock::{self, Started};
-use crate::id::{Table, UdpId};
-use crate::options::SocketRef;
+use crate::id::UdpId;
 use crate::socket::Socket;
 
 #[cfg(test)]
@@ -43,11 +41,9 @@ pub(super) const DATAGRAM: usize = 1 << (usize::BITS - 1);
 /// The bit that tells sends from receives, and the bits below it that say which one it is.
 const SEND: usize = 1 << NUMBER_BITS;
 const NUMBER_BITS: u32 = 8;
-/// When a socket is tried again on which no receive could be posted.
-const STALL: Duration = Duration::from_millis(10);
 
 /// A datagram socket.
-struct Outlet {
+pub(super) struct Outlet {
     /// `None` once it is closed, until the last event is taken.
     socket: Option<socket2::Socket>,
     requests: Requests,
@@ -62,10 +58,9 @@ struct Outlet {
     staged: bool,
     /// Given up by its owner.
     closing: bool,
-    /// In the list of those with something to post, of those with something to tell, and of those to be tried again.
+    /// In the list of those with something to post.
     dirty: bool,
-    queued: bool,
-    stalled: bool,
+    listed: Listed,
     /// Nothing is under way any more, the last event waits to be taken.
     gone: bool,
 }
@@ -96,95 +91,62 @@ struct Prepared {
 
 /// Everything about datagrams.
 pub(super) struct Datagrams {
-    outlets: Table<Box<Outlet>>,
+    pub(super) outlets: Outlets<Outlet>,
     dirty: Vec<UdpId>,
-    /// Sockets with something to tell, and how many of them are left to serve in this turn.
-    ready: VecDeque<UdpId>,
-    ready_this_turn: usize,
-    stalled: Vec<UdpId>,
-    stall_end: Option<Instant>,
     /// Sockets that have ended, which no completion says.
     farewells: VecDeque<UdpId>,
 }
 
 impl Datagrams {
     pub(super) fn new() -> Self {
-        Self {
-            outlets: Table::new(),
-            dirty: Vec::new(),
-            ready: VecDeque::new(),
-            ready_this_turn: 0,
-            stalled: Vec::new(),
-            stall_end: None,
-            farewells: VecDeque::new(),
-        }
-    }
-
-    pub(super) fn socket(&self, id: UdpId) -> io::Result<SocketRef<'_>> {
-        let outlet = self.outlets.get(id).filter(|outlet| !outlet.closing).ok_or(io::ErrorKind::NotFound)?;
-        Ok(SocketRef(outlet.socket.as_ref().ok_or(io::ErrorKind::NotFound)?.into()))
-    }
-
-    /// A socket that has not been given up.
-    fn open(&mut self, id: UdpId) -> Option<&mut Outlet> {
-        self.outlets.get_mut(id).map(|outlet| &mut **outlet).filter(|outlet| !outlet.closing)
+        Self { outlets: Outlets::new(), dirty: Vec::new(), farewells: VecDeque::new() }
     }
 
     fn soil(&mut self, id: UdpId) {
-        if let Some(outlet) = self.outlets.get_mut(id)
+        if let Some(outlet) = self.outlets.table.get_mut(id)
             && !std::mem::replace(&mut outlet.dirty, true)
         {
             self.dirty.push(id);
         }
     }
 
-    fn enqueue_news(&mut self, id: UdpId) {
-        if let Some(outlet) = self.open(id).filter(|outlet| outlet.mail.has_news())
-            && !std::mem::replace(&mut outlet.queued, true)
-        {
-            self.ready.push_back(id);
-        }
-    }
-
-    /// Leaves a socket alone for a while: its receives fail, and would do so again at once.
-    #[cold]
-    fn stall(&mut self, id: UdpId) {
-        if let Some(outlet) = self.open(id)
-            && !std::mem::replace(&mut outlet.stalled, true)
-        {
-            self.stalled.push(id);
-            self.stall_end.get_or_insert_with(|| Instant::now() + STALL);
-        }
-    }
-
     /// Whether there is something to tell already.
     pub(super) fn has_leftovers(&self) -> bool {
-        !self.ready.is_empty() || !self.farewells.is_empty()
-    }
-
-    /// When those are tried again on which no receive could be posted.
-    pub(super) fn stall_end(&self) -> Option<Instant> {
-        self.stall_end
-    }
-
-    pub(super) fn begin_turn(&mut self) {
-        self.ready_this_turn = self.ready.len();
+        self.outlets.has_leftovers() || !self.farewells.is_empty()
     }
 
     /// Whether a request of any socket is under way.
     pub(super) fn is_busy(&self) -> bool {
-        let ids = self.outlets.ids::<UdpId>().into_iter();
-        ids.filter_map(|id| self.outlets.get(id)).any(|outlet| outlet.is_busy())
+        let ids = self.outlets.table.ids::<UdpId>().into_iter();
+        ids.filter_map(|id| self.outlets.table.get(id)).any(|outlet| outlet.is_busy())
     }
 
     /// Closes every socket at once.
     pub(super) fn close_all(&mut self) {
-        for id in self.outlets.ids::<UdpId>() {
-            if let Some(outlet) = self.outlets.get_mut(id) {
+        for id in self.outlets.table.ids::<UdpId>() {
+            if let Some(outlet) = self.outlets.table.get_mut(id) {
                 outlet.closing = true;
                 outlet.close_socket();
             }
         }
+    }
+}
+
+impl calls::Outlet for Outlet {
+    fn socket(&self) -> Option<&socket2::Socket> {
+        self.socket.as_ref()
+    }
+
+    fn is_closing(&self) -> bool {
+        self.closing
+    }
+
+    fn has_news(&self) -> bool {
+        self.mail.has_news()
+    }
+
+    fn listed(&mut self) -> &mut Listed {
+        &mut self.listed
     }
 }
 
@@ -228,7 +190,7 @@ impl RioEngine {
         let socket = calls::register(socket)?;
         calls::leave_out_unreachable_peers(&socket);
         let bytes_max = self.config.datagram_bytes.clamp(1, 65_535) as usize;
-        let receives = receives(self.udp.outlets.len() + 1, bytes_max, self.config.datagram_slots);
+        let receives = receives(self.udp.outlets.table.len() + 1, bytes_max, self.config.datagram_slots);
         let block = Block::new(&self.functions, receives, bytes_max)?;
         let requests = match self.equip(&socket, receives as u32, SENDS as u32) {
             Ok(requests) => requests,
@@ -248,30 +210,29 @@ impl RioEngine {
             staged: false,
             closing: false,
             dirty: false,
-            queued: false,
-            stalled: false,
+            listed: Listed::default(),
             gone: false,
         };
-        Ok(self.udp.outlets.insert(Box::new(outlet)))
+        Ok(self.udp.outlets.table.insert(Box::new(outlet)))
     }
 
     pub(super) fn want_datagrams(&mut self, id: UdpId, want: Want) {
-        let Some(outlet) = self.udp.open(id) else { return };
+        let Some(outlet) = self.udp.outlets.open(id) else { return };
         outlet.mail.wanted = want == Want::On;
         self.udp.soil(id);
-        self.udp.enqueue_news(id);
+        self.udp.outlets.enqueue_news(id);
     }
 
     #[inline]
     pub(super) fn queue_datagram(&mut self, id: UdpId, to: SocketAddr, data: Chunk) -> SendTo {
-        let Some(outlet) = self.udp.open(id) else { return SendTo::Closed(data) };
+        let Some(outlet) = self.udp.outlets.open(id) else { return SendTo::Closed(data) };
         let outcome = outlet.mail.push(to, data, &mut self.stats);
         self.udp.soil(id);
         outcome
     }
 
     pub(super) fn close_outlet(&mut self, id: UdpId) {
-        let Some(outlet) = self.udp.open(id) else { return };
+        let Some(outlet) = self.udp.outlets.open(id) else { return };
         outlet.closing = true;
         outlet.mail.forget_received();
         self.post_letters(id);
@@ -280,7 +241,7 @@ impl RioEngine {
 
     /// Goes on with the end of a socket, as far as that goes now.
     fn settle_outlet(&mut self, id: UdpId) {
-        let Some(outlet) = self.udp.outlets.get_mut(id).filter(|outlet| outlet.closing) else { return };
+        let Some(outlet) = self.udp.outlets.table.get_mut(id).filter(|outlet| outlet.closing) else { return };
         let leaving = outlet.socket.is_some() && outlet.mail.waiting() > 0;
         if leaving || outlet.is_sending() {
             return;
@@ -295,29 +256,23 @@ impl RioEngine {
     /// The last event of a socket. Its slot is free from here on.
     pub(super) fn next_udp_farewell(&mut self) -> Option<Event> {
         let id = self.udp.farewells.pop_front()?;
-        let mut outlet = self.udp.outlets.remove(id)?;
+        let mut outlet = self.udp.outlets.table.remove(id)?;
         self.shrink();
         Some(Event::UdpClosed { udp: id, unsent: outlet.mail.give_up(&mut self.stats) })
     }
 
     /// Before the engine sleeps: posts what is due.
     pub(super) fn post_datagrams(&mut self) {
-        if self.udp.stall_end.is_some_and(|end| end <= Instant::now()) {
-            self.udp.stall_end = None;
-            for id in std::mem::take(&mut self.udp.stalled) {
-                if let Some(outlet) = self.udp.outlets.get_mut(id) {
-                    outlet.stalled = false;
-                    self.udp.soil(id);
-                }
-            }
+        for id in self.udp.outlets.end_stall() {
+            self.udp.soil(id);
         }
         let mut dirty = std::mem::take(&mut self.udp.dirty);
         for id in dirty.drain(..) {
-            if let Some(outlet) = self.udp.outlets.get_mut(id) {
+            if let Some(outlet) = self.udp.outlets.table.get_mut(id) {
                 outlet.dirty = false;
                 self.post_letters(id);
                 self.post_landings(id);
-                self.udp.enqueue_news(id);
+                self.udp.outlets.enqueue_news(id);
                 self.settle_outlet(id);
             }
         }
@@ -330,8 +285,8 @@ impl RioEngine {
         let Self { udp, functions, stats, .. } = self;
         let mut deferred = false;
         loop {
-            let Some(outlet) = udp.open(id) else { return };
-            if !outlet.mail.wanted || outlet.stalled || outlet.socket.is_none() {
+            let Some(outlet) = udp.outlets.open(id) else { return };
+            if !outlet.mail.wanted || outlet.listed.is_stalled() || outlet.socket.is_none() {
                 return;
             }
             let Some(number) = outlet.free_receives.pop() else { return };
@@ -352,7 +307,7 @@ impl RioEngine {
                     stats.commits += 1;
                     outlet.requests.commit(functions, Direction::Receive);
                 }
-                return udp.stall(id);
+                return udp.outlets.stall(id);
             }
             deferred = !last;
         }
@@ -365,7 +320,7 @@ impl RioEngine {
         loop {
             let next = self.prepare_letter(id);
             let Self { udp, functions, stats, .. } = self;
-            let Some(outlet) = udp.outlets.get_mut(id) else { return };
+            let Some(outlet) = udp.outlets.table.get_mut(id) else { return };
             if let Some(Prepared { number, data, address }) = held.take() {
                 let flags = if next.is_some() { RIO_MSG_DEFER } else { 0 };
                 let tag = DATAGRAM | SEND | id.slot() << (NUMBER_BITS + 1) | usize::from(number);
@@ -396,7 +351,7 @@ impl RioEngine {
     /// Prepares the next send: copies what has to be copied, and notes it as in flight.
     fn prepare_letter(&mut self, id: UdpId) -> Option<Prepared> {
         let Self { udp, pool, region, stats, .. } = self;
-        let outlet = udp.outlets.get_mut(id).filter(|outlet| outlet.socket.is_some())?;
+        let outlet = udp.outlets.table.get_mut(id).filter(|outlet| outlet.socket.is_some())?;
         let (number, to, data) = loop {
             let number = *outlet.free_sends.last()?;
             let (to, data) = outlet.mail.take()?;
@@ -441,7 +396,7 @@ impl RioEngine {
         let number = (tag & (SEND - 1)) as u8;
         // The slot is not reused before every completion of its socket was dequeued.
         let slot = ((tag & !DATAGRAM) >> (NUMBER_BITS + 1)) as u32;
-        let (id, outlet) = self.udp.outlets.slot_mut::<UdpId>(slot)?;
+        let (id, outlet) = self.udp.outlets.table.slot_mut::<UdpId>(slot)?;
         let error = if result.Status == 0 { 0 } else { winsock_error(result.Status) };
         if tag & SEND == 0 {
             outlet.free_receives.push(number);
@@ -457,22 +412,22 @@ impl RioEngine {
         }
         self.udp.soil(id);
         self.settle_outlet(id);
-        let event = self.udp.open(id)?.mail.next_event(id);
-        self.udp.enqueue_news(id);
+        let event = self.udp.outlets.open(id)?.mail.next_event(id);
+        self.udp.outlets.enqueue_news(id);
         event
     }
 
     /// Takes in what a receive brought.
     fn landed(&mut self, id: UdpId, number: u8, error: i32, bytes: usize) {
         let Self { udp, pool, stats, .. } = self;
-        let Some(outlet) = udp.open(id) else { return };
+        let Some(outlet) = udp.outlets.open(id) else { return };
         let truncated = calls::is_truncation(error);
         if error != 0 && !truncated {
             if !winsock::is_cancelled(error) {
                 outlet.mail.note_failure(None, error, stats);
             }
             if !calls::is_about_another(error) {
-                udp.stall(id);
+                udp.outlets.stall(id);
             }
             return;
         }
@@ -487,17 +442,12 @@ impl RioEngine {
 
     /// The next event of the sockets that have something to tell.
     pub(super) fn next_of_ready_outlets(&mut self) -> Option<Event> {
-        while self.udp.ready_this_turn > 0 {
-            self.udp.ready_this_turn -= 1;
-            let id = self.udp.ready.pop_front()?;
-            let Some(outlet) = self.udp.open(id) else { continue };
-            outlet.queued = false;
+        while let Some(id) = self.udp.outlets.next_ready() {
+            let Some(outlet) = self.udp.outlets.open(id) else { continue };
             let event = outlet.mail.next_event(id);
             if outlet.mail.has_news() {
                 // The rest is told at once, too, not each in a turn of its own.
-                outlet.queued = true;
-                self.udp.ready.push_front(id);
-                self.udp.ready_this_turn += 1;
+                self.udp.outlets.put_back(id);
             }
             self.udp.soil(id);
             if event.is_some() {

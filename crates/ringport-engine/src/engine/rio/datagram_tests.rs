@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::ffi::c_void;
+use std::time::Duration;
 
 use windows_sys::Win32::Networking::WinSock::{RIO_BUF, RIO_RQ, WSAENOBUFS, WSASetLastError};
 use windows_sys::core::BOOL;
@@ -9,8 +10,8 @@ use windows_sys::core::BOOL;
 use super::*;
 use crate::buffer::{Pool, PoolConfig};
 use crate::engine::contract::{Engine, EngineConfig, RioCompletions};
+use crate::engine::datagram_windows::stage::{bind, events};
 use crate::engine::rio::{Provider, use_provider};
-use crate::socket::UdpOptions;
 
 thread_local! {
     /// Calls that succeed before one is refused.
@@ -24,29 +25,6 @@ fn engine(pool: PoolConfig) -> RioEngine {
     unsafe { use_provider(Provider { table: rio_standin::functions(), created, closing }) };
     let config = EngineConfig { rio_completions: RioCompletions::Hybrid, ..EngineConfig::default() };
     RioEngine::open(&config, Pool::new(pool)).unwrap()
-}
-
-fn bind(engine: &mut RioEngine) -> (UdpId, SocketAddr) {
-    let any = SocketAddr::from(([127, 0, 0, 1], 0));
-    let socket = Socket::bind_udp(any, &UdpOptions::default(), None).unwrap();
-    let address = socket.local_addr().unwrap().as_socket().unwrap();
-    let id = engine.bind_udp(socket).unwrap();
-    engine.receive_datagrams(id, Want::On);
-    (id, address)
-}
-
-/// Events until `done`, or for `time`.
-fn events(engine: &mut RioEngine, time: Duration, mut done: impl FnMut(&Event) -> bool) -> Vec<Event> {
-    let (end, mut events) = (Instant::now() + time, Vec::new());
-    let mut over = false;
-    while !over && Instant::now() < end {
-        engine.wait(Some(end)).unwrap();
-        while let Some(event) = engine.next() {
-            over |= done(&event);
-            events.push(event);
-        }
-    }
-    events
 }
 
 fn send(engine: &mut RioEngine, from: UdpId, to: SocketAddr, data: Vec<u8>) {
@@ -89,7 +67,7 @@ fn the_completion_queue_has_room_for_every_socket() {
     let mut engine = engine(PoolConfig::default());
     let first = engine.budget.capacity();
     let sockets: Vec<UdpId> = (0..12).map(|_| bind(&mut engine).0).collect();
-    let depths: Vec<u32> = sockets.iter().map(|id| engine.udp.outlets.get(*id).unwrap().depth()).collect();
+    let depths: Vec<u32> = sockets.iter().map(|id| engine.udp.outlets.table.get(*id).unwrap().depth()).collect();
     assert!(engine.budget.capacity() >= depths.iter().sum(), "{:?}", engine.budget);
     assert!(depths.last() < depths.first(), "those that come later have fewer receives: {depths:?}");
     events(&mut engine, Duration::from_millis(20), |_| false);
@@ -119,7 +97,7 @@ fn without_a_slot_one_datagram_at_a_time_is_sent_from_the_block() {
     });
     received.sort_unstable();
     assert_eq!(received, [0, 1, 10, 700, 3000, 65_507]);
-    assert!(!engine.udp.outlets.get(near).unwrap().staged, "the place is free again");
+    assert!(!engine.udp.outlets.table.get(near).unwrap().staged, "the place is free again");
     assert_eq!((close(&mut engine, near), close(&mut engine, far)), (0, 0));
 }
 

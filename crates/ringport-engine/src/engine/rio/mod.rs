@@ -374,7 +374,7 @@ impl Engine for RioEngine {
     }
 
     fn udp_socket(&self, udp: UdpId) -> io::Result<SocketRef<'_>> {
-        self.udp.socket(udp)
+        self.udp.outlets.socket(udp)
     }
 
     fn wait(&mut self, deadline: Option<Instant>) -> io::Result<()> {

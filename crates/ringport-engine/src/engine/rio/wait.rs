@@ -41,7 +41,7 @@ impl RioEngine {
         self.learn(until)?;
         self.now = Instant::now();
         self.ready_this_turn = self.ready.len();
-        self.udp.begin_turn();
+        self.udp.outlets.begin_turn();
         self.events_left = self.config.events_per_turn.max(1);
         Ok(())
     }
@@ -69,7 +69,7 @@ impl RioEngine {
             return Until::Now;
         }
         let starved = (!self.starved.is_empty()).then(|| Instant::now() + STARVED_WAIT);
-        match [deadline, pause_end, starved, self.udp.stall_end()].into_iter().flatten().min() {
+        match [deadline, pause_end, starved, self.udp.outlets.stall_end()].into_iter().flatten().min() {
             Some(first) if first <= self.now => Until::Now,
             Some(first) => Until::At(first),
             None => Until::Never,
