@@ -1,6 +1,6 @@
 //! Many connections: at once, and one after another for long, with memory and descriptors flat (F18, F23).
 //!
-//! `RINGPORT_CHURN=100000` asks for so many instead of what fits into a run of all tests.
+//! `RINGPORT_CHURN=100000` asks [`one_after_another`] for so many instead of what fits into a run of all tests.
 
 use ringport_engine::{Close, Engine, PoolStats};
 

@@ -3,7 +3,7 @@
 //! A test is a function generic over the engine, named once in [`each_test`]. It runs as `ENGINE::test`: once on a
 //! real engine, with many seeds on the simulator: first those of `seeds.txt`, which once found something. Environment:
 //! `RINGPORT_SEEDS=N` asks for N more, `RINGPORT_SEED=N` replays one alone,
-//! `RINGPORT_CHURN=N` asks for N connections one after another.
+//! `RINGPORT_CHURN=N` asks `one_after_another` for N connections.
 
 #![expect(unreachable_pub, reason = "a test binary has no public interface")]
 
