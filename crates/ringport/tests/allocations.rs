@@ -6,8 +6,12 @@ use std::alloc::System;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::process::Command;
+use std::time::Duration;
 
-use ringport::{Address, Buf, Connection, EngineConfig, EngineKind, Handler, Selection, Server, Stream};
+use ringport::{
+    Address, Buf, Connection, ConnectionOptions, EngineConfig, EngineKind, Handler, ListenOptions, Selection, Server,
+    Stream,
+};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 
 #[global_allocator]
@@ -42,6 +46,13 @@ impl Handler for Writer {
             conn.write(piece);
         }
     }
+}
+
+/// Deadlines that no run reaches. The default ones are looked at once a minute, and the list that they move to may grow then:
+/// no cost of a message, but a very busy machine needs more than a minute for all of them.
+fn options() -> ConnectionOptions {
+    let hour = Some(Duration::from_secs(3600));
+    ConnectionOptions::default().write_timeout(hour).idle_timeout(hour)
 }
 
 fn exchange(peers: &mut [TcpStream], out: &[u8], back: &mut [u8], rounds: usize) {
@@ -123,11 +134,13 @@ fn check_every_engine() {
             continue;
         }
         for size in [64, 1024, 16 * 1024] {
-            let handler = |server: Server| server.listen("127.0.0.1:0", || Echo);
+            let socket = ListenOptions::default;
+            let handler = |server: Server| server.listen_with("127.0.0.1:0", socket(), options(), || Echo);
             assert_eq!(measure(kind, size, handler), (0, 0), "{kind}: echo of {size} bytes");
-            let writer = |server: Server| server.listen("127.0.0.1:0", || Writer);
+            let writer = |server: Server| server.listen_with("127.0.0.1:0", socket(), options(), || Writer);
             assert_eq!(measure(kind, size.min(1024), writer), (0, 0), "{kind}: writes of {size} bytes");
-            let task = |server: Server| server.listen_async("127.0.0.1:0", echo);
+            let tasks = options().rest_when_full(false);
+            let task = |server: Server| server.listen_async_with("127.0.0.1:0", socket(), tasks, echo);
             assert_eq!(measure(kind, size, task), (0, 0), "{kind}: echo of {size} bytes by tasks");
         }
         check_idle_memory(kind);
