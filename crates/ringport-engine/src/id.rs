@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::prefetch::prefetch;
+
 macro_rules! id {
     ($(#[$doc:meta])* $name:ident, $prefix:literal) => {
         $(#[$doc])*
@@ -129,6 +131,13 @@ impl<T> Table<T> {
         let entry = self.entries.get_mut(slot as usize)?;
         let id = I::from(Id { slot, generation: entry.generation });
         Some((id, entry.value.as_mut()?))
+    }
+
+    /// Has the processor fetch the entry of a slot.
+    #[allow(dead_code, reason = "the engines of Windows look at one completion after the other")]
+    #[inline]
+    pub(crate) fn prefetch(&self, slot: usize) {
+        self.entries.get(slot).into_iter().for_each(prefetch);
     }
 
     /// Empties the slot; its next id has a new generation.

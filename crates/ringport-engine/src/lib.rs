@@ -11,14 +11,16 @@ pub mod buffer;
 pub mod engine;
 mod id;
 mod options;
+mod prefetch;
 pub mod socket;
 
 pub use buffer::{Buf, Chunk, FileRange, Pool, PoolConfig, PoolStats, SendQueue};
 pub use engine::contract::{
-    Close, ConnInfo, Engine, EngineConfig, EngineStats, Event, Features, RioCompletions, SendProgress, SendTo, Waker,
-    Want,
+    Close, ConnInfo, Engine, EngineConfig, EngineStats, Event, Features, RioCompletions, SendProgress, SendTo,
+    Upcoming, Waker, Want,
 };
 pub use engine::{EngineKind, Selection};
 pub use id::{ConnId, ListenerId, UdpId};
 pub use options::{KeepAlive, OptionName, SocketOption, SocketRef, TcpInfo};
+pub use prefetch::{NEAR_CONNECTIONS, prefetch};
 pub use socket::{ListenOptions, SockAddr, Socket, SocketOptions, UdpOptions};

@@ -266,6 +266,14 @@ pub trait Engine: Sized {
     /// The next event of this turn, or `None` at its end.
     fn next(&mut self) -> Option<Event>;
 
+    /// Whose event may come next, or `ahead` events after that: only a hint, to have the processor fetch what it will need
+    /// (see [`prefetch`](crate::prefetch)). The engine has its own record of the connection fetched. One that would have to
+    /// look for the answer gives none.
+    #[inline]
+    fn upcoming(&self, _ahead: usize) -> Option<Upcoming> {
+        None
+    }
+
     /// The time by which the engine lives: that of the last `wait`. Virtual in the simulator.
     fn now(&self) -> Instant;
 
@@ -314,6 +322,16 @@ pub enum Close {
     Plain,
     /// With a reset (RST), discarding what the kernel still holds (`SO_LINGER` with zero, see socket(7)).
     Abort,
+}
+
+/// A connection that something has happened to, see [`Engine::upcoming`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Upcoming {
+    /// The slot of its id.
+    pub slot: usize,
+    /// Whether it seems to have received something.
+    pub received: bool,
 }
 
 /// What happened.

@@ -21,6 +21,7 @@ use ringport_engine::{Buf, ConnId, ConnInfo, SendQueue};
 use self::deadline::Deadline;
 use super::inbox::Inbox;
 use super::runtime::{Interest, Runtime};
+use super::task::TaskId;
 use crate::session::{CloseReason, CloseReport, ConnectionOptions, Ending, Pauses, Phase, Session};
 use crate::worker::Account;
 
@@ -165,6 +166,15 @@ impl StreamCell {
     }
 
     // For the worker.
+
+    /// The task that waits for bytes by itself.
+    #[inline]
+    pub(super) fn reading_task(&self) -> Option<TaskId> {
+        match self.inner.try_borrow().ok()?.reader {
+            Interest::Task(task) => Some(task),
+            _ => None,
+        }
+    }
 
     /// Bytes arrived. Returns who waits for them.
     #[inline]

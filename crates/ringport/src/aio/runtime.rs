@@ -13,7 +13,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
 use ringport_engine::engine::sim::Network;
-use ringport_engine::{ConnId, ListenerId, Pool, SendQueue, SockAddr, Socket, SocketOptions};
+use ringport_engine::{ConnId, ListenerId, Pool, SendQueue, SockAddr, Socket, SocketOptions, prefetch};
 
 use super::cell::{StreamCell, Touched};
 use super::connection_pool::Local;
@@ -487,6 +487,35 @@ impl Runtime {
     pub(crate) fn stream(&self, conn: ConnId) -> Option<Rc<StreamCell>> {
         let streams = self.streams.borrow();
         streams.get(conn.slot())?.as_ref().filter(|stream| stream.conn.get() == Some(conn)).map(Rc::clone)
+    }
+
+    /// Has the processor fetch the stream of a slot.
+    #[inline]
+    pub(crate) fn fetch_stream(&self, slot: usize) {
+        if let Some(Some(stream)) = self.streams.borrow().get(slot) {
+            prefetch(&**stream);
+        }
+    }
+
+    /// The same of the place of the task that reads there.
+    #[inline]
+    pub(crate) fn fetch_place(&self, slot: usize) {
+        if let Some(task) = self.reader_of(slot) {
+            self.tasks.borrow().fetch_place(task);
+        }
+    }
+
+    /// The same of that task's future.
+    #[inline]
+    pub(crate) fn fetch_future(&self, slot: usize) {
+        if let Some(task) = self.reader_of(slot) {
+            self.tasks.borrow().fetch_future(task);
+        }
+    }
+
+    #[inline]
+    fn reader_of(&self, slot: usize) -> Option<TaskId> {
+        self.streams.borrow().get(slot)?.as_ref()?.reading_task()
     }
 
     /// Makes `stream` the one of `conn`.

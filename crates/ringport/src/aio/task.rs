@@ -13,6 +13,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 
+use ringport_engine::prefetch;
+
 use super::runtime::{Interest, Runtime};
 use crate::remote::Letter;
 use crate::worker::Mailbox;
@@ -165,6 +167,21 @@ impl Tasks {
     /// Whether the entry of a list still stands: it does not once the task was polled for another reason.
     pub(super) fn is_queued(&mut self, id: TaskId) -> bool {
         self.get(id).is_some_and(|task| task.shared.queued.load(Ordering::Acquire))
+    }
+
+    /// Has the processor fetch what is noted of a task.
+    #[inline]
+    pub(super) fn fetch_place(&self, id: TaskId) {
+        self.slots.get(id.slot as usize).into_iter().for_each(prefetch);
+    }
+
+    /// The same of its future and of what its waker points to.
+    #[inline]
+    pub(super) fn fetch_future(&self, id: TaskId) {
+        if let Some(task) = self.slots.get(id.slot as usize).and_then(|slot| slot.task.as_ref()) {
+            prefetch(&*task.shared);
+            task.taken.iter().for_each(|taken| prefetch(&*taken.future));
+        }
     }
 
     /// Takes the future out to be polled. Wakes that come from now on queue the task again.

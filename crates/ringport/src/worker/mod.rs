@@ -13,6 +13,7 @@
 
 mod accept;
 mod account;
+mod ahead;
 mod context;
 mod counters;
 mod datagram;
@@ -256,6 +257,7 @@ impl<E: Engine> Worker<E> {
     /// Everything of a turn that may call a handler. After a panic it is called again and goes on.
     fn work(&mut self, letters: &mut usize) {
         while let Some(event) = self.engine.next() {
+            self.look_ahead();
             self.event(event);
         }
         while *letters > 0

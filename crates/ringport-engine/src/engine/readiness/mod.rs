@@ -49,7 +49,7 @@ use self::datagram::Datagrams;
 pub(crate) use self::probe::probe;
 use self::wait::{Ready, Target, Turn};
 use super::contract::{
-    Close, ConnInfo, Engine, EngineConfig, EngineStats, Event, SendProgress, SendTo, Wake, Waker, Want,
+    Close, ConnInfo, Engine, EngineConfig, EngineStats, Event, SendProgress, SendTo, Upcoming, Wake, Waker, Want,
 };
 use super::direct::Sender;
 use super::spin::Spin;
@@ -265,6 +265,13 @@ impl Engine for ReadinessEngine {
     #[inline]
     fn next(&mut self) -> Option<Event> {
         self.next_event()
+    }
+
+    #[inline]
+    fn upcoming(&self, ahead: usize) -> Option<Upcoming> {
+        let upcoming = self.turn.upcoming(ahead)?;
+        self.conns.prefetch(upcoming.slot);
+        Some(upcoming)
     }
 
     fn now(&self) -> Instant {

@@ -11,7 +11,7 @@ use super::close::Farewell;
 use super::receive::Step;
 use super::{Conn, EVENTS_PER_CALL, ReadinessEngine};
 use crate::engine::LISTED_AT_FIRST;
-use crate::engine::contract::Event;
+use crate::engine::contract::{Event, Upcoming};
 use crate::engine::datagram::Port;
 use crate::id::{ConnId, Id, ListenerId, Table, UdpId};
 
@@ -165,6 +165,15 @@ impl Turn {
     #[inline]
     pub(super) fn saw_edge(&mut self) {
         self.edges_seen += 1;
+    }
+
+    /// Whose turn the report of the kernel says is next, or `ahead` of those after it.
+    #[inline]
+    pub(super) fn upcoming(&self, ahead: usize) -> Option<Upcoming> {
+        let edge = self.edges.get(self.edges_seen + ahead)?;
+        let (target, slot) = Target::of(edge.token);
+        let received = edge.flags & READABLE != 0;
+        (target == Some(Target::Conn)).then_some(Upcoming { slot: slot as usize, received })
     }
 
     /// Whether something that the kernel reported has not been looked at.

@@ -67,7 +67,9 @@ use self::ring::{BUFFER_GROUP, BufferRing, Ring};
 use self::send::{Batch, Flight};
 use self::wait::Bell;
 use self::zero::Loan;
-use super::contract::{Close, ConnInfo, Engine, EngineConfig, EngineStats, Event, SendProgress, SendTo, Waker, Want};
+use super::contract::{
+    Close, ConnInfo, Engine, EngineConfig, EngineStats, Event, SendProgress, SendTo, Upcoming, Waker, Want,
+};
 use super::direct::Sender;
 use super::spin::Spin;
 use super::{LISTED_AT_FIRST, platform};
@@ -485,6 +487,18 @@ impl Engine for UringEngine {
         self.events_left -= 1;
         self.stats.events += 1;
         Some(event)
+    }
+
+    #[inline]
+    fn upcoming(&self, ahead: usize) -> Option<Upcoming> {
+        let tag = self.ring.upcoming(ahead)?;
+        let (slot, op) = (tag as u32 as usize, tag >> 60);
+        let received = op == Op::Receive as u64 || op == Op::Poll as u64;
+        if !received && op != Op::Send as u64 {
+            return None;
+        }
+        self.conns.prefetch(slot);
+        Some(Upcoming { slot, received })
     }
 
     fn now(&self) -> Instant {

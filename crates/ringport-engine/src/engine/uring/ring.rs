@@ -55,9 +55,60 @@ impl Completion {
     }
 }
 
+impl From<cqueue::Entry> for Completion {
+    #[inline]
+    fn from(entry: cqueue::Entry) -> Self {
+        Self { tag: entry.user_data(), result: entry.result(), flags: entry.flags() }
+    }
+}
+
+/// As many completions are known ahead, if there are so many.
+const AHEAD: usize = 4;
+/// Completions taken out of the queue at a time, at most.
+const TAKEN_MAX: usize = 16;
+
+/// Completions taken out of the queue ahead of their turn, in order.
+struct Taken {
+    entries: [Completion; TAKEN_MAX],
+    first: usize,
+    len: usize,
+}
+
+impl Taken {
+    const fn new() -> Self {
+        Self { entries: [Completion { tag: 0, result: 0, flags: 0 }; TAKEN_MAX], first: 0, len: 0 }
+    }
+
+    /// Takes as many as there is room for.
+    #[inline]
+    fn fill(&mut self, from: impl Iterator<Item = Completion>) {
+        for completion in from.take(TAKEN_MAX - self.len) {
+            self.entries[(self.first + self.len) % TAKEN_MAX] = completion;
+            self.len += 1;
+        }
+    }
+
+    #[inline]
+    fn pop(&mut self) -> Option<Completion> {
+        self.len = self.len.checked_sub(1)?;
+        let completion = self.entries[self.first];
+        self.first = (self.first + 1) % TAKEN_MAX;
+        Some(completion)
+    }
+
+    /// The one that comes `ahead` of them after the next.
+    #[inline]
+    fn get(&self, ahead: usize) -> Option<&Completion> {
+        (ahead < self.len).then(|| &self.entries[(self.first + ahead) % TAKEN_MAX])
+    }
+}
+
 /// Submission and completion queue.
 pub(super) struct Ring {
     uring: IoUring,
+    /// Whether to tell what comes next, and what has left the queue for that.
+    pub(super) looks_ahead: bool,
+    taken: Taken,
     /// Entries that found the submission queue full and the kernel unwilling to empty it.
     held_back: VecDeque<squeue::Entry>,
     enter_flags: EnterFlags,
@@ -113,7 +164,15 @@ impl Ring {
         if features.no_iowait && found.is_feature_no_iowait() {
             enter_flags |= EnterFlags::NO_IOWAIT;
         }
-        Ok(Self { uring, held_back: VecDeque::new(), enter_flags, enters: 0, setup })
+        Ok(Self {
+            uring,
+            looks_ahead: false,
+            taken: Taken::new(),
+            held_back: VecDeque::new(),
+            enter_flags,
+            enters: 0,
+            setup,
+        })
     }
 
     /// Queues an operation for the next [`Ring::enter`].
@@ -157,15 +216,31 @@ impl Ring {
     /// The next completion.
     #[inline]
     pub(super) fn pop(&mut self) -> Option<Completion> {
-        let entry = self.uring.completion().next()?;
-        Some(Completion { tag: entry.user_data(), result: entry.result(), flags: entry.flags() })
+        if self.looks_ahead || self.taken.len > 0 {
+            return self.pop_ahead();
+        }
+        self.uring.completion().next().map(Completion::from)
+    }
+
+    #[inline]
+    fn pop_ahead(&mut self) -> Option<Completion> {
+        if self.taken.len < AHEAD {
+            self.taken.fill(self.uring.completion().map(Completion::from));
+        }
+        self.taken.pop()
+    }
+
+    /// The tag of the next completion, or of the one that comes `ahead` of them after it.
+    #[inline]
+    pub(super) fn upcoming(&self, ahead: usize) -> Option<u64> {
+        self.taken.get(ahead).map(|completion| completion.tag)
     }
 
     /// Whether completions or entries are left over, so that waiting would be wrong.
     #[inline]
     pub(super) fn has_leftovers(&mut self) -> bool {
         let overflow = self.uring.submission().cq_overflow();
-        overflow || !self.held_back.is_empty() || !self.uring.completion().is_empty()
+        overflow || self.taken.len > 0 || !self.held_back.is_empty() || !self.uring.completion().is_empty()
     }
 
     /// Submits what is queued, lets the kernel complete what it can, and waits for a completion as `block` says: one
@@ -353,7 +428,7 @@ impl Drop for BufferRing {
 
 #[cfg(test)]
 mod tests {
-    use super::{FIRST_SLOTS, next_target};
+    use super::*;
 
     #[test]
     fn a_ring_grows_for_many_messages_and_not_for_large_ones() {
@@ -361,5 +436,25 @@ mod tests {
         assert_eq!(next_target(512, 300, 300 * 1024), 1024);
         assert_eq!(next_target(FIRST_SLOTS, FIRST_SLOTS, u64::from(FIRST_SLOTS) * 16_384), FIRST_SLOTS);
         assert_eq!(next_target(1024, 600, 600 * 16_384), 512);
+    }
+
+    #[test]
+    fn what_is_taken_ahead_keeps_its_order() {
+        let mut coming = (0..100_u64).map(|tag| Completion { tag, result: 0, flags: 0 });
+        let (mut taken, mut next) = (Taken::new(), 0);
+        // A queue with three completions at a time never fills it, one with dozens does.
+        for coming_now in [3, 50].into_iter().cycle().take(60) {
+            taken.fill(coming.by_ref().take(coming_now));
+            assert!(taken.len <= TAKEN_MAX);
+            for ahead in 0..taken.len {
+                assert_eq!(taken.get(ahead).map(|completion| completion.tag), Some(next + ahead as u64));
+            }
+            assert!(taken.get(taken.len).is_none());
+            for completion in std::iter::from_fn(|| taken.pop()).take(5) {
+                assert_eq!(completion.tag, next);
+                next += 1;
+            }
+        }
+        assert_eq!(next, 100, "none is lost");
     }
 }

@@ -12,6 +12,7 @@ use super::{Conn, Farewell, GENERATION_MASK, Op, UringEngine};
 use crate::engine::contract::{Event, Wake, Waker};
 use crate::engine::platform;
 use crate::id::{ConnId, Id};
+use crate::prefetch::NEAR_CONNECTIONS;
 
 /// Alarms under way at once. A new one is needed when a deadline comes up that is earlier than all before.
 const ALARMS: u32 = 16;
@@ -49,6 +50,7 @@ impl UringEngine {
         }
         entered?;
         self.now = Instant::now();
+        self.ring.looks_ahead = self.conns.len() > NEAR_CONNECTIONS;
         self.ready_this_turn = self.ready.len();
         self.udp.begin_turn();
         self.ready_first = !self.ready_first;
