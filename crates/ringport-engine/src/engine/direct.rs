@@ -13,7 +13,7 @@ pub(crate) const PIECES_PER_SEND: usize = 64;
 
 /// What a receive call found.
 pub(crate) enum Received {
-    /// Bytes, and whether they filled the buffer, so that there may be more.
+    /// Bytes, and whether they are as many as were asked for, so that there may be more.
     Data { buf: Buf, full: bool },
     /// Nothing yet.
     Empty,
@@ -25,14 +25,16 @@ pub(crate) enum Received {
     Failed(io::Error),
 }
 
-/// Receives once into a slot of `pool`.
+/// Receives once into a slot of `pool`, no more than `share` bytes: what the connection may still get in this turn.
 #[inline(always)]
-pub(crate) fn receive(fd: BorrowedFd<'_>, pool: &Pool, calls: &mut u64) -> Received {
+pub(crate) fn receive(fd: BorrowedFd<'_>, pool: &Pool, share: usize, calls: &mut u64) -> Received {
     let Some(mut buf) = pool.lease(SlotClass::Large) else { return Received::NoBuffer };
     let (address, size) = buf.raw_memory();
+    let size = size.min(share);
     loop {
         *calls += 1;
-        // SAFETY: the slot is leased by `buf`, writable and `size` bytes long, and the call returns before it is used.
+        // SAFETY: the slot is leased by `buf`, writable and at least `size` bytes long, and the call returns before it is
+        // used.
         let count = unsafe { libc::recv(fd.as_raw_fd(), address.cast(), size, libc::MSG_DONTWAIT) };
         if count > 0 {
             buf.set_filled(count as u32);

@@ -251,14 +251,14 @@ pub(crate) fn error(number: i32) -> io::Error {
     }
 }
 
-/// Receives once into an empty buffer, from a socket that does not block.
+/// Receives at most `most` bytes once into an empty buffer, from a socket that does not block.
 ///
 /// # Errors
 ///
 /// The error number; see [`would_block`].
-pub(crate) fn receive(socket: &socket2::Socket, buf: &mut Buf) -> Result<usize, i32> {
+pub(crate) fn receive(socket: &socket2::Socket, buf: &mut Buf, most: usize) -> Result<usize, i32> {
     let (address, size) = buf.raw_memory();
-    let size = i32::try_from(size).unwrap_or(i32::MAX);
+    let size = i32::try_from(size.min(most)).unwrap_or(i32::MAX);
     // SAFETY: the slot is leased by `buf`, writable and at least `size` bytes long, and the call returns before it is used.
     let count = unsafe { recv(raw(socket), address, size, 0) };
     let bytes = u32::try_from(count).map_err(|_| last_error())?;

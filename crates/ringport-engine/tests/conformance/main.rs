@@ -66,7 +66,8 @@ macro_rules! each_test {
             identity: stale_ids_do_nothing, slots_are_reused_with_new_generations, churn_returns_everything;
             lifetime: an_engine_dropped_in_flight, buffers_outlive_the_engine, a_forgotten_engine_is_harmless,
                 the_pool_may_go_first, a_panic_in_a_turn_is_survived;
-            limits: a_turn_has_an_end, a_busy_connection_starves_nobody, leftovers_keep_wait_from_blocking,
+            limits: a_turn_has_an_end, a_busy_connection_starves_nobody, a_large_slot_widens_no_share,
+                leftovers_keep_wait_from_blocking,
                 a_waker_ends_a_wait, wakes_may_be_joined, a_deadline_ends_a_wait;
             options: options_round_trip, options_at_creation, raw_options_round_trip, tcp_info_knows_the_connection,
                 stale_ids_have_no_options;

@@ -93,7 +93,8 @@ impl IocpEngine {
                 return None;
             }
             let socket = conn.socket.as_ref()?;
-            if self.current_bytes >= self.config.bytes_per_turn.max(1) {
+            let share = self.config.bytes_per_turn.max(1).saturating_sub(self.current_bytes);
+            if share == 0 {
                 self.enqueue(id);
                 return None;
             }
@@ -104,11 +105,12 @@ impl IocpEngine {
                 return None;
             };
             self.stats.receives += 1;
-            match winsock::receive(socket, &mut buf) {
+            let most = buf.spare().min(share);
+            match winsock::receive(socket, &mut buf, most) {
                 Ok(0) => return self.ended(id),
                 Ok(bytes) => {
                     // Before a failure every byte counts, and no packet tells of those that are left.
-                    conn.readable = buf.spare() == 0 || conn.state == State::Failing;
+                    conn.readable = bytes == most || conn.state == State::Failing;
                     self.current_bytes += bytes;
                     self.current = Some(id);
                     return Some(Event::Received { conn: id, buf: self.pool.relieve(buf, SlotClass::Large) });

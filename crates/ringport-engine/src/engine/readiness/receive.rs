@@ -32,9 +32,9 @@ impl ReadinessEngine {
     /// [`receive_next`](Self::receive_next), which finds it again.
     #[inline]
     pub(super) fn receive_fresh(&mut self) -> Option<(ConnId, Buf)> {
-        let Self { turn, conns, pool, stats, .. } = self;
+        let Self { turn, conns, pool, stats, bytes_per_turn, .. } = self;
         let (id, conn) = turn.fresh(conns)?;
-        match direct::receive(conn.socket.as_ref()?.as_fd(), pool, &mut stats.calls) {
+        match direct::receive(conn.socket.as_ref()?.as_fd(), pool, *bytes_per_turn, &mut stats.calls) {
             Received::Data { buf, full } => {
                 turn.saw_edge();
                 conn.readable = full;
@@ -56,11 +56,12 @@ impl ReadinessEngine {
     pub(super) fn receive_next(&mut self, id: ConnId) -> Step {
         let Some(conn) = self.conns.get_mut(id).filter(|conn| conn.may_receive()) else { return Step::Drained };
         let Some(socket) = &conn.socket else { return Step::Drained };
-        if self.turn.used >= self.bytes_per_turn {
+        let share = self.bytes_per_turn.saturating_sub(self.turn.used);
+        if share == 0 {
             self.turn.queue(id, conn);
             return Step::Later;
         }
-        match direct::receive(socket.as_fd(), &self.pool, &mut self.stats.calls) {
+        match direct::receive(socket.as_fd(), &self.pool, share, &mut self.stats.calls) {
             Received::Data { buf, full } => {
                 self.turn.used += buf.len();
                 conn.readable = full || conn.to_end;

@@ -211,7 +211,9 @@ impl UringEngine {
             return None;
         }
         let fd = conn.fd.as_ref()?.as_fd();
-        match direct::receive(fd, &self.pool, &mut self.stats.calls) {
+        // Something is left of it: who has used it up waits for the next turn.
+        let share = self.config.bytes_per_turn.saturating_sub(self.current_bytes).max(1);
+        match direct::receive(fd, &self.pool, share, &mut self.stats.calls) {
             Received::Data { buf, full } => {
                 self.current_bytes += buf.len();
                 if full || conn.hangup || conn.state == State::Failing {
