@@ -17,9 +17,10 @@ const BLOCK_MAX: u64 = 256 << 10;
 const SPARE_BLOCKS: u64 = 2;
 
 /// Received bytes that a worker takes back beyond the limit, and so does a connection beyond its own, where they would be
-/// lost otherwise. Reading rests by then, and what may still come is what the kernel had received already: at most the small
-/// slots of the default pool, 256 × 16 KiB. They lie in memory that the pool has anyway.
-pub(crate) const RECEIVED_OVERRUN: u64 = 4 << 20;
+/// lost otherwise. Reading rests by then, and what may still come is what the kernel had received already, or one receive of
+/// each connection: at most the large slots of the default pool, 32 × 256 KiB, or half of that in the small ones. They lie in
+/// memory that the pool has anyway.
+pub(crate) const RECEIVED_OVERRUN: u64 = 8 << 20;
 /// Bytes of any other memory that are taken then, by a connection or by all workers together: what handlers make of what was
 /// received already.
 pub(crate) const OVERRUN: u64 = 1 << 20;

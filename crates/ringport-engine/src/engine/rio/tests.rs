@@ -312,7 +312,8 @@ fn a_refused_send_gives_back_what_did_not_leave() {
     let (server, client) = pairs(&mut engine, 1)[0];
     engine.functions.send = refuse_second;
     GOOD_CALLS.set(1);
-    let data = vec![7; 200_000];
+    // More than one slot holds, so that it takes several sends.
+    let data = vec![7; 3 * engine.pool.config().large_slot_bytes as usize];
     send(&mut engine, client, data.clone());
     let mut arrived = 0;
     let events = until(&mut engine, |_, event| {
