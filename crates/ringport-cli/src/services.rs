@@ -95,9 +95,17 @@ pub(crate) struct Generate {
     piece_bytes: usize,
 }
 
-/// The longest piece of the stream.
-pub(crate) static PIECE: LazyLock<Vec<u8>> =
-    LazyLock::new(|| (0..=u8::MAX).cycle().take(PIECE_BYTES_MAX as usize).collect());
+/// The longest piece of the stream. It begins where a cache line does: what `malloc` hands out for so many bytes lies 16
+/// bytes behind one, and on a processor that copies by `rep movsb` the kernel's copy then takes 6 % longer.
+pub(crate) static PIECE: LazyLock<&[u8]> = LazyLock::new(|| {
+    let bytes = PIECE_BYTES_MAX as usize;
+    let memory = Vec::leak(vec![0; bytes + CACHE_LINE]);
+    let start = memory.as_ptr().align_offset(CACHE_LINE).min(CACHE_LINE);
+    let piece = &mut memory[start..start + bytes];
+    (0..=u8::MAX).cycle().zip(piece.iter_mut()).for_each(|(number, byte)| *byte = number);
+    piece
+});
+const CACHE_LINE: usize = 64;
 /// Shortest and longest piece that may be asked for.
 pub(crate) const PIECE_BYTES_MIN: u64 = 256;
 pub(crate) const PIECE_BYTES_MAX: u64 = 1 << 20;
