@@ -136,6 +136,9 @@ pub(crate) struct Serve {
     /// Poll for at most this long before sleeping, while that pays (0 = off, at most 10ms)
     #[arg(long, value_name = "DUR", default_value = "0", value_parser = spin)]
     pub(crate) spin: Duration,
+    /// Send pieces of at least so many bytes without copying them into the kernel (io_uring only; 0 = off)
+    #[arg(long, value_name = "BYTES", default_value = "0", value_parser = units::bytes)]
+    pub(crate) zero_copy: u64,
     /// How long connections may finish after the first signal
     #[arg(long, value_name = "DUR", default_value = "10s", value_parser = units::duration)]
     pub(crate) drain: Duration,

@@ -57,6 +57,7 @@ fn server(options: Serve) -> Result<Server, Failure> {
         .receive_rate_max(rate(options.receive_rate));
     let mut config = EngineConfig::default();
     config.spin = Some(options.spin);
+    config.zero_copy_above = usize::try_from(options.zero_copy).ok().filter(|bytes| *bytes > 0);
     let server = Server::new()
         .engine_config(config)
         .workers(options.workers)

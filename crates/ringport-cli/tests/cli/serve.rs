@@ -69,8 +69,15 @@ fn a_port_in_use_is_refused() {
 
 fn generate_counts_and_discard_swallows() {
     for engine in engines() {
-        for (limit, piece) in [("10MiB", "64k"), ("4k", "64k"), ("10MiB", "1MiB"), ("10MiB", "256")] {
-            let options = ["generate", "--engine", engine, "--send-limit", limit, "--piece", piece];
+        for (limit, piece, zero_copy) in [
+            ("10MiB", "64k", "0"),
+            ("4k", "64k", "0"),
+            ("10MiB", "1MiB", "0"),
+            ("10MiB", "256", "0"),
+            ("10MiB", "64k", "1"),
+        ] {
+            let options =
+                ["generate", "--engine", engine, "--send-limit", limit, "--piece", piece, "--zero-copy", zero_copy];
             let mut server = Server::start(&options);
             let mut stream = server.connect();
             let mut data = vec![0; 3 << 20];
