@@ -93,6 +93,8 @@ pub(crate) struct Port {
     pub(crate) readable: bool,
     /// The kernel takes no more for now.
     pub(crate) blocked: bool,
+    /// The kernel was asked to tell when it takes more.
+    pub(crate) watched: bool,
     /// `send_to` was refused, and its caller waits to be told.
     full: bool,
     writable_due: bool,
@@ -140,6 +142,7 @@ impl Port {
             wanted: false,
             readable: true,
             blocked: false,
+            watched: false,
             full: false,
             writable_due: false,
             queued: false,

@@ -2,11 +2,12 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ringport_engine::buffer::{Chunk, FileRange};
-use ringport_engine::{Engine, OptionName, SendTo, Socket, SocketOption, UdpOptions};
+use ringport_engine::{Engine, OptionName, SendTo, Socket, SocketOption, UdpOptions, Want};
 
-use crate::datagram_port::{Port, config, data_of, pair, sorted, until};
+use crate::datagram_port::{PATIENCE, Port, config, data_of, pair, sorted, until};
 use crate::subject::Setup;
 
 /// A range of a file and urgent data are nothing that a datagram can carry; those before and behind them arrive.
@@ -48,6 +49,59 @@ pub fn bytes_of_datagrams_are_counted<E: Engine>(setup: &Setup) {
     let stats = client.engine.stats();
     assert_eq!((stats.datagram_bytes_queued, stats.datagram_bytes_sent % 500), (0, 100));
     server.close();
+}
+
+/// Many datagrams a turn, then one at a time, and many again: each comes back, once, however the engine receives them.
+pub fn changes_of_load_lose_nothing<E: Engine>(setup: &Setup) {
+    let (mut server, mut client) = pair::<E>(&config(setup));
+    server.echo = true;
+    let mut wanted = Vec::new();
+    for phase in [12, 1, 12, 1] {
+        for round in 0..80_u8 {
+            for number in 0..phase {
+                let data = vec![number, round, phase, wanted.len() as u8];
+                client.send(server.address, data.clone());
+                wanted.push(data);
+            }
+            if round % 8 == 7 {
+                server.engine.receive_datagrams(server.udp, Want::Paused);
+                server.turn(Duration::ZERO);
+                server.engine.receive_datagrams(server.udp, Want::On);
+            }
+            until([&mut server, &mut client], "the round is back", |ports| ports[1].received.len() >= wanted.len());
+        }
+    }
+    assert_eq!(sorted(data_of(&client)), sorted(wanted));
+    server.close();
+    client.close();
+}
+
+/// The answers of a turn hold all slots until they leave, at the beginning of a wait: that wait does not sleep on them.
+pub fn slots_of_answers_feed_the_next_receive<E: Engine>(setup: &Setup) {
+    let mut config = config(setup);
+    config.datagram_slots = 8;
+    let (mut server, mut client) = pair::<E>(&config);
+    server.echo = true;
+    let (begin, mut total) = (server.engine.now(), 0);
+    for round in 0..80_u8 {
+        for number in 0..40_u8 {
+            client.send(server.address, vec![number, round]);
+        }
+        total += 40;
+        if setup.sim {
+            // A long wait would let the time pass that the client needs for its own part.
+            until([&mut server, &mut client], "all arrived", |ports| ports[0].received.len() >= total);
+        }
+        while server.received.len() < total {
+            client.turn(Duration::ZERO);
+            server.turn(2 * PATIENCE);
+        }
+    }
+    let slept = !setup.sim && server.engine.now() - begin >= PATIENCE;
+    assert!(!slept, "a wait slept although there was something to receive");
+    until([&mut server, &mut client], "all is back", |ports| ports[1].received.len() >= total);
+    server.close();
+    client.close();
 }
 
 /// Options are set before the bind and on the live socket, and read back; those of connections are refused.

@@ -54,7 +54,8 @@ macro_rules! each_test {
                 a_datagram_too_large_kills_nothing, many_peers_are_told_apart, closing_a_datagram_socket_returns_all,
                 stale_datagram_ids_do_nothing, an_engine_with_datagrams_under_way_is_dropped,
                                 datagrams_over_ipv6, streams_and_datagrams_share_a_port, lossy_networks_lose_whole_datagrams;
-            datagram_extras: what_is_no_bytes_fails, bytes_of_datagrams_are_counted, options_of_datagram_sockets;
+            datagram_extras: what_is_no_bytes_fails, bytes_of_datagrams_are_counted, options_of_datagram_sockets,
+                changes_of_load_lose_nothing, slots_of_answers_feed_the_next_receive;
             fast_open: without_the_system_it_is_an_ordinary_connect, the_first_data_goes_with_the_syn,
                 a_refused_fast_open_closes;
             files: a_large_file_arrives_between_other_chunks, ranges_and_offsets, many_files_in_one_queue,

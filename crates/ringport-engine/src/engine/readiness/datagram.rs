@@ -1,4 +1,7 @@
 //! Datagram sockets: a [`Port`] each, on the same ready list as connections and listeners.
+//!
+//! They are registered for writing only while the kernel takes no more. Every datagram that leaves makes room in the
+//! socket's buffer, so that each send would be an edge otherwise, and each wait would end at once for nothing.
 
 use std::io;
 use std::net::SocketAddr;
@@ -95,12 +98,15 @@ impl Datagrams {
     }
 
     /// Sends what waits, before the engine sleeps.
-    pub(super) fn flush(&mut self, turn: &mut Turn, stats: &mut EngineStats) {
+    pub(super) fn flush(&mut self, registry: &mio::Registry, turn: &mut Turn, stats: &mut EngineStats) {
         let Some((_, batches)) = &mut self.memory else { return };
         for id in std::mem::take(&mut self.flush) {
             let Some(port) = self.ports.get_mut(id).and_then(Option::as_deref_mut) else { continue };
             port.flushing = false;
             port.flush(batches, stats);
+            if port.blocked != port.watched && port.watch(registry, id).is_err() {
+                port.blocked = false; // Nobody would say when there is room, so that the next turn tries again.
+            }
             if port.unsent() > 0 && !port.blocked {
                 port.flushing = true;
                 self.flush.push(id);
@@ -133,6 +139,17 @@ impl Datagrams {
 }
 
 impl Port {
+    /// Has the kernel tell of room for as long as there is none.
+    #[cold]
+    fn watch(&mut self, registry: &mio::Registry, id: UdpId) -> io::Result<()> {
+        let fd = self.socket.as_raw_fd();
+        let room = self.blocked.then_some(mio::Interest::WRITABLE);
+        let interest = room.map_or(mio::Interest::READABLE, |room| room | mio::Interest::READABLE);
+        registry.reregister(&mut SourceFd(&fd), Target::Udp.token(id), interest)?;
+        self.watched = self.blocked;
+        Ok(())
+    }
+
     /// Takes over what the kernel reported, and says whether the port can go on now.
     pub(super) fn note(&mut self, event: &mio::event::Event, stats: &mut EngineStats) -> bool {
         if event.is_error() {
@@ -156,8 +173,7 @@ impl ReadinessEngine {
         let fd = port.socket.as_raw_fd();
         let id: UdpId = udp.ports.insert(Some(Box::new(port)));
         let token = Target::Udp.token(id);
-        let interest = mio::Interest::READABLE | mio::Interest::WRITABLE;
-        if let Err(error) = self.poll.registry().register(&mut SourceFd(&fd), token, interest) {
+        if let Err(error) = self.poll.registry().register(&mut SourceFd(&fd), token, mio::Interest::READABLE) {
             self.udp.ports.remove(id);
             return Err(error);
         }

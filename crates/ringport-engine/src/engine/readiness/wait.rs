@@ -194,8 +194,9 @@ impl ReadinessEngine {
             self.keep_edges();
         }
         self.feed_starved();
+        // What leaves gives its slots back, and nobody would tell the starved of those.
+        self.udp.flush(self.poll.registry(), &mut self.turn, &mut self.stats);
         self.udp.feed_starved(&mut self.turn);
-        self.udp.flush(&mut self.turn, &mut self.stats);
         let mut timeout = self.timeout(deadline);
         let sleeps = timeout != Some(Duration::ZERO);
         let (hungry, hungry_ports) = (sleeps && !self.starved.is_empty(), sleeps && self.udp.is_starved());

@@ -3,9 +3,12 @@
 //!
 //! ```text
 //! Datagram     multishot recvmsg: one completion a datagram, or one for several that the kernel put together
-//! DatagramIn   instead of it where it is masked or unknown: an edge-triggered poll, then recvmmsg
+//! DatagramIn   instead of it where many come, or where it is masked: recvmmsg, and a poll once that finds no more
 //! DatagramOut  a poll, armed only while the kernel takes no more
 //! ```
+//!
+//! Each socket chooses between the first two by what it does (`depth.rs`). The poll is for one time, so that the socket has
+//! no waiter while it is served; it is submitted with the wait and costs no call of its own.
 //!
 //! A slot that a multishot recvmsg fills holds a header, the address and control data before the payload (see
 //! io_uring_prep_recvmsg_multishot(3)), so the slots are larger than the largest datagram by that.
@@ -18,7 +21,8 @@ use std::os::fd::AsRawFd;
 use io_uring::opcode;
 use io_uring::types::{Fd, RecvMsgOut};
 
-use super::ring::{BufferRing, Completion, DATAGRAM_GROUP, Ring};
+use super::depth::Depth;
+use super::ring::{BufferRing, Completion, DATAGRAM_GROUP};
 use super::{Farewell, GENERATION_MASK, Op, UringEngine};
 use crate::buffer::{Buf, Chunk, Pool, SlotClass};
 use crate::engine::contract::{EngineStats, Event, SendTo, Waker, Want};
@@ -40,6 +44,7 @@ struct Armed {
     port: Port,
     armed: u8,
     cancelled: u8,
+    depth: Depth,
 }
 
 /// One entry of the table.
@@ -59,6 +64,7 @@ pub(super) struct Datagrams {
     /// Ports that have something to say or to receive, and how many of them are left to serve in this turn.
     ready: VecDeque<UdpId>,
     ready_this_turn: usize,
+    turn: u32,
     current: Option<UdpId>,
     current_bytes: usize,
     /// Ports with datagrams to send, and those that found no buffer.
@@ -80,17 +86,13 @@ impl Memory {
     fn new(engine: &UringEngine) -> io::Result<Self> {
         let pool = datagram::pool(&engine.config);
         let multishot = engine.config.features.multishot_recvmsg;
-        let buffers = if multishot { Some(register(&engine.ring, &pool)?) } else { None };
+        let buffers = if multishot { Some(BufferRing::register(&engine.ring, &pool, DATAGRAM_GROUP)?) } else { None };
         // SAFETY: an all-zero msghdr is valid.
         let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
         message.msg_namelen = NAME_BYTES as _;
         message.msg_controllen = CONTROL_BYTES as _;
         Ok(Self { pool, buffers, batches: Batches::new(), message: Box::new(message) })
     }
-}
-
-fn register(ring: &Ring, pool: &Pool) -> io::Result<BufferRing> {
-    BufferRing::register(ring, pool, DATAGRAM_GROUP)
 }
 
 impl Datagrams {
@@ -100,6 +102,7 @@ impl Datagrams {
             memory: None,
             ready: VecDeque::new(),
             ready_this_turn: 0,
+            turn: 0,
             current: None,
             current_bytes: 0,
             flush: Vec::new(),
@@ -142,6 +145,7 @@ impl Datagrams {
 
     pub(super) fn begin_turn(&mut self) {
         self.ready_this_turn = self.ready.len();
+        self.turn = self.turn.wrapping_add(1);
     }
 
     pub(super) fn has_leftovers(&self) -> bool {
@@ -215,7 +219,12 @@ impl UringEngine {
             self.udp.memory = Some(memory);
         }
         let port = Port::new(socket, &self.config)?;
-        Ok(self.udp.entries.insert(Entry::Open(Box::new(Armed { port, armed: 0, cancelled: 0 }))))
+        Ok(self.udp.entries.insert(Entry::Open(Box::new(Armed {
+            port,
+            armed: 0,
+            cancelled: 0,
+            depth: Depth::default(),
+        }))))
     }
 
     pub(super) fn want_datagrams(&mut self, id: UdpId, want: Want) {
@@ -282,22 +291,21 @@ impl UringEngine {
             // SAFETY: a poll refers to no memory.
             unsafe { self.ring.push(&entry.user_data(Op::DatagramOut.tag(id))) };
         }
-        match (multishot, armed.port.wanted) {
-            (true, true) if armed.armed & RECEIVE == 0 && !armed.port.starved => self.arm_recvmsg(id),
-            (true, false) if armed.armed & !armed.cancelled & RECEIVE != 0 => {
+        let calls = !multishot || armed.depth.prefers_calls();
+        if armed.armed & RECEIVE != 0 {
+            // Whatever comes next begins with its end.
+            if (calls || !armed.port.wanted) && armed.cancelled & RECEIVE == 0 {
                 armed.cancelled |= RECEIVE;
                 self.cancel_port(id, RECEIVE);
             }
-            (false, true) => {
-                let readable = armed.port.readable && !armed.port.starved;
-                if armed.armed & POLL_IN == 0 {
-                    self.arm_poll_in(id);
-                }
-                if readable && self.udp.current != Some(id) {
+        } else if armed.port.wanted && !armed.port.starved {
+            if calls && armed.port.readable {
+                if self.udp.current != Some(id) {
                     self.udp.enqueue(id);
                 }
+            } else if armed.armed & POLL_IN == 0 {
+                if calls { self.arm_poll_in(id) } else { self.arm_recvmsg(id) }
             }
-            _ => {}
         }
     }
 
@@ -315,16 +323,18 @@ impl UringEngine {
     fn arm_poll_in(&mut self, id: UdpId) {
         let Some(armed) = self.udp.open(id) else { return };
         armed.armed |= POLL_IN;
-        let events = (libc::EPOLLIN | libc::EPOLLET) as u32;
-        let entry = opcode::PollAdd::new(Fd(armed.port.socket.as_raw_fd()), events).multi(true).build();
+        let entry = opcode::PollAdd::new(Fd(armed.port.socket.as_raw_fd()), libc::POLLIN as u32).build();
         // SAFETY: a poll refers to no memory.
         unsafe { self.ring.push(&entry.user_data(Op::DatagramIn.tag(id))) };
     }
 
-    /// Before the engine sleeps: lends slots, feeds the starved, and sends what waits.
+    /// Before the engine sleeps: sends what waits, lends the slots that this and others gave back, and feeds the starved.
     pub(super) fn serve_datagrams(&mut self) {
         if let Some(id) = self.udp.current.take() {
             self.udp.enqueue(id);
+        }
+        for id in std::mem::take(&mut self.udp.flush) {
+            self.flush_port(id);
         }
         let Datagrams { memory, starved, .. } = &mut *self.udp;
         let Some(memory) = memory else { return };
@@ -332,17 +342,25 @@ impl UringEngine {
         if let Some(buffers) = &mut memory.buffers {
             buffers.refill(&memory.pool);
         }
-        let slots = memory.buffers.as_ref().map_or(memory.pool.free(SlotClass::Small), BufferRing::lent);
-        if slots > 0 && !starved.is_empty() {
+        let (lent, free) = (memory.buffers.as_ref().map(BufferRing::lent), memory.pool.free(SlotClass::Small));
+        if lent.max(Some(free)) > Some(0) && !starved.is_empty() {
             for id in std::mem::take(starved) {
-                if let Some(armed) = self.udp.open(id) {
-                    armed.port.starved = false;
+                let Some(armed) = self.udp.open(id) else { continue };
+                let slots = match lent {
+                    Some(lent) if free == 0 || !armed.depth.prefers_calls() => {
+                        // What is left, if anything, lies with the kernel.
+                        armed.depth = Depth::default();
+                        lent
+                    }
+                    _ => free,
+                };
+                armed.port.starved = slots == 0;
+                if slots == 0 {
+                    self.udp.starved.push(id);
+                } else {
                     self.settle_port(id);
                 }
             }
-        }
-        for id in std::mem::take(&mut self.udp.flush) {
-            self.flush_port(id);
         }
     }
 
@@ -388,27 +406,34 @@ impl UringEngine {
         }
     }
 
-    /// The next event of a port. Without multishot, receives as long as its share of the turn lasts.
+    /// The next event of a port. One that receives by calls does so as long as its share of the turn lasts.
     fn serve_port(&mut self, id: UdpId) -> Option<Event> {
         loop {
-            let Datagrams { entries, memory: Some(memory), current_bytes, .. } = &mut *self.udp else { return None };
+            let Datagrams { entries, memory: Some(memory), current_bytes, turn, starved, .. } = &mut *self.udp else {
+                return None;
+            };
             let Some(Entry::Open(armed)) = entries.get_mut(id) else { return None };
             let port = &mut armed.port;
             if let Some(event) = port.next_event(id) {
                 return Some(event);
             }
-            if memory.buffers.is_some() || !port.wanted || !port.readable || port.starved {
+            let calls = (memory.buffers.is_none() || armed.depth.prefers_calls()) && armed.armed & RECEIVE == 0;
+            if !calls || !port.wanted || !port.readable || port.starved {
                 return None;
             }
             if *current_bytes >= self.config.bytes_per_turn.max(1) {
                 self.udp.enqueue(id);
                 return None;
             }
+            let before = self.stats.datagrams_received;
             match port.receive(&memory.pool, &mut memory.batches, &mut self.stats) {
-                Found::Some(bytes) => *current_bytes += bytes,
+                Found::Some(bytes) => {
+                    *current_bytes += bytes;
+                    armed.depth.found(*turn, (self.stats.datagrams_received - before) as u32);
+                }
                 Found::NoBuffer => {
                     port.starved = true;
-                    self.udp.starved.push(id);
+                    starved.push(id);
                 }
                 Found::Empty if port.readable && !port.has_news() => {
                     // Only errors came; whatever else is there is looked at in the next turn.
@@ -417,6 +442,8 @@ impl UringEngine {
                 }
                 Found::Empty => {}
             }
+            // If nothing is left, something is armed that waits for more.
+            self.settle_port(id);
         }
     }
 
@@ -436,7 +463,9 @@ impl UringEngine {
         if completion.result < 0 {
             self.recvmsg_ended(id, -completion.result);
         } else if let Some(buf) = buf {
+            let before = self.stats.datagrams_received;
             self.split(id, buf);
+            self.look_at_depth(id, (self.stats.datagrams_received - before) as u32);
         }
         if !completion.more() {
             self.settle_port(id);
@@ -452,6 +481,18 @@ impl UringEngine {
             }
         }
         event
+    }
+
+    /// Has a port receive by calls from now on if so many datagrams speak for that.
+    #[inline]
+    fn look_at_depth(&mut self, id: UdpId, found: u32) {
+        let turn = self.udp.turn;
+        if let Some(armed) = self.udp.open(id)
+            && armed.depth.found(turn, found)
+        {
+            armed.port.readable = true;
+            self.settle_port(id);
+        }
     }
 
     /// Takes a filled slot apart: address, control data, payload.
@@ -515,9 +556,13 @@ impl UringEngine {
             return None;
         }
         armed.port.readable = true;
-        let waits = armed.port.starved || !armed.port.wanted;
+        if self.udp.current.is_some() {
+            self.settle_port(id);
+            return None;
+        }
+        (self.udp.current, self.udp.current_bytes) = (Some(id), 0);
         self.settle_port(id);
-        if waits { None } else { self.next_datagram() }
+        self.next_datagram()
     }
 
     /// Takes a completion for datagrams only to note what has ended. Says whether it was one.

@@ -41,6 +41,7 @@ mod adapt;
 mod close;
 mod connect;
 mod datagram;
+mod depth;
 mod probe;
 mod receive;
 mod ring;
