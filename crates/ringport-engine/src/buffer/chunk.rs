@@ -25,6 +25,16 @@ impl Chunk {
     #[inline]
     pub fn len(&self) -> usize {
         match self {
+            Self::Buf(buf) => buf.len(),
+            Self::Bytes(bytes) => bytes.len(),
+            other => other.len_alone(),
+        }
+    }
+
+    /// The length of the other kinds, apart: every message asks for the length of a buffer.
+    #[inline(never)]
+    fn len_alone(&self) -> usize {
+        match self {
             Self::File(range) => range.len(),
             inner => inner.as_slice().len(),
         }

@@ -1,6 +1,7 @@
 //! [`Buf`]: a unique lease of one slot.
 
 use std::fmt;
+use std::mem::ManuallyDrop;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::rc::Rc;
@@ -26,13 +27,14 @@ pub struct Buf {
     memory: Memory,
 }
 
+/// Dropped by [`Buf`], which has it in registers then: a message ends with that.
 enum Memory {
     Slot {
-        pool: Rc<Shared>,
+        pool: ManuallyDrop<Rc<Shared>>,
         slot: SlotId,
     },
     /// Boxed, since it is rare and every buffer has room for the largest of these.
-    Own(Box<Own>),
+    Own(ManuallyDrop<Box<Own>>),
 }
 
 /// Memory outside every pool.
@@ -67,13 +69,13 @@ impl Buf {
     /// list.
     #[inline]
     pub(super) fn leased(pool: Rc<Shared>, slot: SlotId, data: NonNull<u8>, size: u32) -> Self {
-        Self { data, len: 0, spare: size, memory: Memory::Slot { pool, slot } }
+        Self { data, len: 0, spare: size, memory: Memory::Slot { pool: ManuallyDrop::new(pool), slot } }
     }
 
     /// The first `len` bytes of `memory`, which are not in a pool.
     fn own(memory: Box<[u8]>, len: usize, region: Option<Arc<Region>>) -> Self {
         let size = u32::try_from(memory.len()).expect("a buffer is smaller than 4 GiB");
-        let own = Own::new(memory, region);
+        let own = ManuallyDrop::new(Own::new(memory, region));
         Self { data: own.memory.cast(), len: len as u32, spare: size - len as u32, memory: Memory::Own(own) }
     }
 
@@ -144,14 +146,19 @@ impl Buf {
     #[must_use]
     pub fn into_bytes(self) -> Bytes {
         let (data, len) = (self.data, self.len as usize);
-        let this = std::mem::ManuallyDrop::new(self);
-        // SAFETY: `this` is never used again, so that the memory has one owner.
-        match unsafe { std::ptr::read(&this.memory) } {
+        let mut this = ManuallyDrop::new(self);
+        match &mut this.memory {
             Memory::Slot { pool, slot } => {
+                // SAFETY: `this` is neither used again nor dropped, so that the handle has one owner.
+                let (pool, slot) = (unsafe { ManuallyDrop::take(pool) }, *slot);
                 let lease = Lease { region: Arc::clone(&pool.region), slot };
                 Bytes::from_owner(Remote { data, len, _owner: lease })
             }
-            Memory::Own(own) => Bytes::from_owner(Remote { data, len, _owner: own }),
+            Memory::Own(own) => {
+                // SAFETY: as above.
+                let own = unsafe { ManuallyDrop::take(own) };
+                Bytes::from_owner(Remote { data, len, _owner: own })
+            }
         }
     }
 
@@ -204,8 +211,14 @@ impl AsRef<[u8]> for Buf {
 impl Drop for Buf {
     #[inline]
     fn drop(&mut self) {
-        if let Memory::Slot { pool, slot } = &self.memory {
-            pool.release(*slot);
+        match &mut self.memory {
+            Memory::Slot { pool, slot } => {
+                // SAFETY: this is the end of the buffer, so that nobody uses what is left in `self`.
+                let pool = unsafe { ManuallyDrop::take(pool) };
+                pool.release(*slot);
+            }
+            // SAFETY: as above.
+            Memory::Own(own) => drop_own(unsafe { ManuallyDrop::take(own) }),
         }
     }
 }
@@ -214,6 +227,11 @@ impl fmt::Debug for Buf {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Buf").field("len", &self.len()).field("pooled", &self.is_pooled()).finish()
     }
+}
+
+#[cold]
+fn drop_own(own: Box<Own>) {
+    drop(own);
 }
 
 /// Bytes that left their thread, and what keeps them.

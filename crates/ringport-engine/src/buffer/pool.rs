@@ -9,7 +9,7 @@
 //! ```
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
-use std::cell::{Cell, UnsafeCell};
+use std::cell::Cell;
 use std::fmt;
 use std::ptr::NonNull;
 use std::rc::Rc;
@@ -208,9 +208,11 @@ pub(super) struct Shared {
     copies: Cell<u64>,
 }
 
-/// Free slots of one class. Only the pool's thread touches it, and never across a call that could come back.
+/// Free slots of one class. Only the pool's thread touches it.
 struct FreeList {
-    slots: UnsafeCell<Vec<u32>>,
+    /// Room for every slot; the first `len` are free.
+    slots: Box<[Cell<u32>]>,
+    len: Cell<u32>,
     lent: Cell<u32>,
     first: u32,
     total: u32,
@@ -219,25 +221,28 @@ struct FreeList {
 
 impl FreeList {
     fn new(first: u32, total: u32, low_mark_percent: u32) -> Self {
-        let slots = UnsafeCell::new((first..first + total).rev().collect());
-        Self { slots, lent: Cell::new(0), first, total, low_mark: (total * low_mark_percent).div_ceil(100) }
+        let slots = (first..first + total).rev().map(Cell::new).collect();
+        let low_mark = (total * low_mark_percent).div_ceil(100);
+        Self { slots, len: Cell::new(total), lent: Cell::new(0), first, total, low_mark }
     }
 
     #[inline]
     fn pop(&self) -> Option<u32> {
-        // SAFETY: `FreeList` is not `Sync`, and no reference into the vector outlives this call.
-        unsafe { (*self.slots.get()).pop() }
+        let last = self.len.get().checked_sub(1)?;
+        self.len.set(last);
+        Some(self.slots[last as usize].get())
     }
 
     #[inline]
     fn push(&self, slot: u32) {
-        // SAFETY: as in `pop`. The vector was made with room for every slot, so that this does not allocate.
-        unsafe { (*self.slots.get()).push(slot) }
+        let len = self.len.get();
+        self.slots[len as usize].set(slot);
+        self.len.set(len + 1);
     }
 
+    #[inline]
     fn len(&self) -> u32 {
-        // SAFETY: as in `pop`.
-        unsafe { (*self.slots.get()).len() as u32 }
+        self.len.get()
     }
 }
 
@@ -333,6 +338,18 @@ impl Pool {
             self.0.list(class).pop()
         })?;
         Some(self.leased(SlotId(slot), class))
+    }
+
+    /// As [`Pool::lease`], for a call that may have nothing to put into the slot.
+    #[allow(dead_code, reason = "the engines of Windows receive in their own way")]
+    #[inline]
+    pub(crate) fn vacant(&self, class: SlotClass) -> Option<Vacant<'_>> {
+        let slot = self.0.list(class).pop().or_else(|| {
+            self.collect();
+            self.0.list(class).pop()
+        })?;
+        let (address, size) = self.0.region.slot(SlotId(slot), class);
+        Some(Vacant { pool: self, slot: SlotId(slot), address, size })
     }
 
     #[inline]
@@ -472,6 +489,46 @@ impl Pool {
     fn copy_out(&self, buf: Buf) -> Buf {
         self.0.copies.set(self.0.copies.get() + 1);
         Buf::copied_out(&self.0.region, &buf)
+    }
+}
+
+/// A slot that was taken out of its free list and that nobody has filled yet.
+#[allow(dead_code, reason = "the engines of Windows receive in their own way")]
+#[must_use]
+pub(crate) struct Vacant<'a> {
+    pool: &'a Pool,
+    slot: SlotId,
+    address: NonNull<u8>,
+    size: u32,
+}
+
+#[allow(dead_code, reason = "the engines of Windows receive in their own way")]
+impl Vacant<'_> {
+    /// Address and size of its memory.
+    #[inline]
+    pub(crate) fn memory(&self) -> (*mut u8, usize) {
+        (self.address.as_ptr(), self.size as usize)
+    }
+
+    /// A buffer of its first `bytes` bytes, which have been filled.
+    #[inline]
+    pub(crate) fn filled(self, bytes: u32) -> Buf {
+        let mut buf = Buf::leased(Rc::clone(&self.pool.0), self.slot, self.address, self.size);
+        buf.set_filled(bytes);
+        buf
+    }
+
+    /// A copy of those bytes, so that the slot is free again: slots are low.
+    #[inline]
+    pub(crate) fn copied(self, bytes: u32) -> Buf {
+        let pool = self.pool;
+        pool.copy_out(self.filled(bytes))
+    }
+
+    /// Puts it back: there was nothing.
+    #[inline]
+    pub(crate) fn give_back(self) {
+        self.pool.0.release(self.slot);
     }
 }
 

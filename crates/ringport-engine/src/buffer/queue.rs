@@ -54,11 +54,17 @@ impl SendQueue {
     /// Appends a piece without copying it. An empty piece is dropped.
     #[inline]
     pub fn push(&mut self, piece: impl Into<Chunk>) {
-        let piece = piece.into();
-        if piece.is_empty() {
+        self.push_chunk(piece.into());
+    }
+
+    /// Not inlined, since a piece that is handed over by its address is moved once and not at every step.
+    #[inline(never)]
+    fn push_chunk(&mut self, piece: Chunk) {
+        let bytes = piece.len();
+        if bytes == 0 {
             return;
         }
-        self.bytes += piece.len() as u64;
+        self.bytes += bytes as u64;
         if self.front.is_none() {
             self.front = Some(piece);
         } else {
@@ -140,9 +146,10 @@ impl SendQueue {
     pub(crate) fn drop_only(&mut self) {
         debug_assert!(self.pieces() == 1);
         self.bytes = 0;
-        match self.front.take() {
-            Some(Chunk::Buf(buf)) => drop(buf), // Here and not in the common code of all kinds.
-            other => drop(other),
+        if !matches!(self.front, Some(Chunk::Buf(_))) {
+            self.front = None;
+        } else if let Some(Chunk::Buf(buf)) = self.front.take() {
+            drop(buf); // Here and not in the common code of all kinds.
         }
     }
 

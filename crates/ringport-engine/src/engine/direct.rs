@@ -25,23 +25,28 @@ pub(crate) enum Received {
     Failed(io::Error),
 }
 
-/// Receives once into a slot of `pool`, no more than `share` bytes: what the connection may still get in this turn.
+/// Receives once into a slot of `pool`, no more than `share` bytes: what the connection may still get in this turn. The
+/// buffer is made only when there are bytes, so that it is made where it is needed.
 #[inline(always)]
 pub(crate) fn receive(fd: BorrowedFd<'_>, pool: &Pool, share: usize, calls: &mut u64) -> Received {
-    let Some(mut buf) = pool.lease(SlotClass::Large) else { return Received::NoBuffer };
-    let (address, size) = buf.raw_memory();
+    let Some(slot) = pool.vacant(SlotClass::Large) else { return Received::NoBuffer };
+    let (address, size) = slot.memory();
     let size = size.min(share);
     loop {
         *calls += 1;
-        // SAFETY: the slot is leased by `buf`, writable and at least `size` bytes long, and the call returns before it is
-        // used.
+        // SAFETY: `slot` holds the memory, which is writable and at least `size` bytes long, and the call returns before it
+        // is used.
         let count = unsafe { libc::recv(fd.as_raw_fd(), address.cast(), size, libc::MSG_DONTWAIT) };
         if count > 0 {
-            buf.set_filled(count as u32);
             let full = count as usize == size;
-            return Received::Data { buf: pool.relieve(buf, SlotClass::Large), full };
+            // Decided before there is a buffer: one that might be replaced has to be moved once more.
+            if pool.is_low(SlotClass::Large) {
+                return Received::Data { buf: slot.copied(count as u32), full };
+            }
+            return Received::Data { buf: slot.filled(count as u32), full };
         }
         if let Some(nothing) = nothing_received(count) {
+            slot.give_back();
             return nothing;
         }
     }
@@ -93,22 +98,21 @@ const FILE_BYTES_PER_SEND: usize = 2 << 20;
 
 impl Sender {
     /// Sends the front of `queue` and takes what was sent out of it, until all is sent or something is in the way.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn send(self, fd: BorrowedFd<'_>, queue: &mut SendQueue, pool: &Pool, calls: &mut u64) -> Sent {
-        if let Some(data) = queue.only() {
-            *calls += 1;
-            // SAFETY: `data` is borrowed for the call.
-            let count = unsafe { libc::send(fd.as_raw_fd(), data.as_ptr().cast(), data.len(), SEND_FLAGS) };
-            if usize::try_from(count) == Ok(data.len()) {
-                queue.drop_only();
-                return Sent { bytes: count as usize, then: Then::Done };
-            }
-            let asked = data.len();
-            if let Some(sent) = took(count, asked, queue) {
-                return sent;
-            }
+        let Some(data) = queue.only() else { return self.send_pieces(fd, queue, pool, calls) };
+        *calls += 1;
+        let asked = data.len();
+        // SAFETY: `data` is borrowed for the call.
+        let count = unsafe { libc::send(fd.as_raw_fd(), data.as_ptr().cast(), asked, SEND_FLAGS) };
+        if count == asked as isize {
+            queue.drop_only();
+            return Sent { bytes: asked, then: Then::Done };
         }
-        self.send_pieces(fd, queue, pool, calls)
+        match took(count, asked, queue) {
+            Some(sent) => sent,
+            None => self.send_pieces(fd, queue, pool, calls),
+        }
     }
 
     #[inline(never)]
@@ -190,7 +194,7 @@ impl Sender {
 
 /// Takes out of `queue` what a call took that answered `count` when it was asked to send `asked` bytes. `Done` means that
 /// it took all of them, and `None` that the call has to be made again.
-#[inline(never)]
+#[cold]
 fn took(count: isize, asked: usize, queue: &mut SendQueue) -> Option<Sent> {
     let Ok(bytes) = usize::try_from(count) else {
         return match io::Error::last_os_error() {

@@ -273,6 +273,13 @@ impl Session {
         self.accepted - self.handed
     }
 
+    /// Whether there is nothing to be done for it after its sends: it is open, receives, has room and waits for nothing.
+    #[inline]
+    pub(crate) fn is_settled(&self) -> bool {
+        let ending = self.phase != Phase::Open || self.ending.is_some() || self.fin == Fin::Asked;
+        !ending && self.receiving && !self.full && !self.pauses.any() && self.rare.is_none()
+    }
+
     /// What most sessions never need, made now if this one has none yet.
     pub(crate) fn rare(&mut self) -> &mut Rare {
         self.rare.get_or_insert_default()

@@ -258,7 +258,10 @@ impl<E: Engine> Worker<E> {
     fn work(&mut self, letters: &mut usize) {
         while let Some(event) = self.engine.next() {
             self.look_ahead();
-            self.event(event);
+            match event {
+                Event::Received { conn, buf } => self.received(conn, buf),
+                other => self.event(other),
+            }
         }
         while *letters > 0
             && let Some(letter) = self.mailbox.pop()
@@ -290,10 +293,10 @@ impl<E: Engine> Worker<E> {
         }
     }
 
-    #[inline]
+    /// All events but the one that nearly every message is.
+    #[inline(never)]
     fn event(&mut self, event: Event) {
         match event {
-            Event::Received { conn, buf } => self.received(conn, buf),
             Event::Sent { conn, bytes, idle } => self.sent(conn, bytes, idle),
             Event::Accepted { listener, socket } => self.accepted(listener, socket),
             Event::Connected { conn } => self.connected(conn),
@@ -340,17 +343,28 @@ impl<E: Engine> Worker<E> {
             return; // Closing: what still comes is discarded, as the graceful close promises.
         }
         session.received_at = clock;
-        let (service, state, metered) = (session.service as usize, session.state, session.metered);
-        let received = buf.len() as u64;
-        let buf = if session.keeps { context.join_kept(conn, buf) } else { buf };
-        if metered {
-            context.count_bytes(conn, received);
+        let (service, state, keeps) = (session.service as usize, session.state, session.keeps);
+        if session.metered {
+            context.count_bytes(conn, buf.len() as u64);
         }
+        if keeps {
+            let joined = context.join_kept(conn, buf);
+            self.hand_over(conn, service, state, joined);
+        } else {
+            self.hand_over(conn, service, state, buf);
+        }
+    }
+
+    /// Gives received bytes to their handler, then carries out what it asked for.
+    #[inline]
+    fn hand_over(&mut self, conn: ConnId, service: usize, state: u32, buf: Buf) {
+        let context = &mut self.context;
         if context.account.is_over() {
             context.rest(conn);
         }
         self.current = Some(conn);
-        self.services[service].data(Call { context, facts: &mut self.engine, conn, state }, buf);
+        let call = Call { context, facts: &mut self.engine, conn, state };
+        self.services[service].data(call, buf);
         self.current = None;
         self.settle(conn);
     }

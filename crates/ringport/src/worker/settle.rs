@@ -30,6 +30,16 @@ impl<E: Engine> Worker<E> {
                 break;
             }
         }
+        if !session.is_settled() {
+            self.settle_further(conn);
+        }
+    }
+
+    /// All that most messages leave as it is.
+    #[inline(never)]
+    fn settle_further(&mut self, conn: ConnId) {
+        let context = &mut self.context;
+        let Some(session) = context.sessions.get_mut(conn.slot()).and_then(Option::as_mut) else { return };
         if session.full {
             let low = session.queued() <= context.options[session.service as usize].low_mark;
             if low {

@@ -30,6 +30,7 @@ const TOP: usize = LEVELS - 1;
 const TOP_SHIFT: u32 = SLOT_BITS * TOP as u32;
 /// The list behind those of the slots: timers that were due when they were set, or at the first tick of a cascade.
 const DUE: usize = LEVELS * SLOTS;
+const TICK: Duration = Duration::from_millis(1);
 /// No entry, or no list.
 const NONE: u32 = u32::MAX;
 /// Room that every list keeps, in timers: 640 KiB in all lists together.
@@ -49,6 +50,8 @@ pub(crate) struct Wheel<T: Copy> {
     origin: Instant,
     /// The tick up to which everything has fired.
     current: u64,
+    /// When the next tick begins. Most turns are shorter than a tick, and need no more than this.
+    next_tick: Instant,
     /// One bit for each slot whose list is not empty.
     occupied: [u64; LEVELS],
     /// `LEVELS × SLOTS` lists, and [`DUE`].
@@ -86,6 +89,7 @@ impl<T: Copy> Wheel<T> {
         Self {
             origin: now,
             current: 0,
+            next_tick: now + TICK,
             occupied: [0; LEVELS],
             lists: vec![Vec::new(); DUE + 1],
             entries: Vec::new(),
@@ -145,14 +149,15 @@ impl<T: Copy> Wheel<T> {
     /// that of the last call counts as that.
     #[inline]
     pub(crate) fn expire(&mut self, now: Instant, out: &mut Vec<T>) -> u64 {
-        let tick = self.tick_before(now);
-        // Most turns are shorter than a tick.
-        if tick > self.current || !self.lists[DUE].is_empty() {
-            self.expire_until(tick.max(self.current), out);
+        if now >= self.next_tick || !self.lists[DUE].is_empty() {
+            let tick = self.tick_before(now).max(self.current);
+            self.expire_until(tick, out);
+            self.next_tick = self.origin.checked_add(Duration::from_millis(tick + 1)).unwrap_or(now);
         }
-        tick
+        self.current
     }
 
+    #[inline(never)]
     fn expire_until(&mut self, target: u64, out: &mut Vec<T>) {
         self.fire(DUE, out);
         while let Some((tick, level, slot)) = self.next_slot().filter(|(tick, ..)| *tick <= target) {

@@ -182,6 +182,13 @@ impl Turn {
         self.edges_seen < self.edges.len()
     }
 
+    /// Whether this turn has no further event.
+    #[inline]
+    fn is_over(&self) -> bool {
+        let goes_on = self.woken || self.current.is_some() || self.left > 0 || self.has_edges();
+        self.events_left == 0 || !goes_on && self.farewells.is_empty()
+    }
+
     fn has_leftovers(&self) -> bool {
         self.current.is_some() || !self.ready.is_empty() || self.has_edges() || !self.farewells.is_empty() || self.woken
     }
@@ -361,19 +368,24 @@ impl ReadinessEngine {
 
     #[inline]
     pub(super) fn next_event(&mut self) -> Option<Event> {
-        if self.turn.events_left == 0 {
-            return None;
+        if self.turn.events_left > 0
+            && let Some((conn, buf)) = self.receive_fresh()
+        {
+            self.turn.events_left -= 1;
+            self.stats.events += 1;
+            return Some(Event::Received { conn, buf });
         }
-        let event = match self.receive_fresh() {
-            Some((conn, buf)) => Event::Received { conn, buf },
-            None => self.produce()?,
-        };
+        if self.turn.is_over() { None } else { self.next_of_any_kind() }
+    }
+
+    #[inline(never)]
+    fn next_of_any_kind(&mut self) -> Option<Event> {
+        let event = self.produce()?;
         self.turn.events_left -= 1;
         self.stats.events += 1;
         Some(event)
     }
 
-    #[inline(never)]
     fn produce(&mut self) -> Option<Event> {
         if std::mem::take(&mut self.turn.woken) {
             return Some(Event::Woken);
