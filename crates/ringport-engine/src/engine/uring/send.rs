@@ -124,6 +124,7 @@ impl UringEngine {
     #[inline]
     pub(super) fn start_send(&mut self, id: ConnId, queue: &mut SendQueue) -> SendProgress {
         const NOTHING: SendProgress = SendProgress { bytes: 0, idle: false };
+        let alone = self.is_alone();
         let Some(conn) = self.conns.get_mut(id) else { return NOTHING };
         if conn.state != State::Open || conn.finishing || conn.is_sending() {
             return NOTHING;
@@ -132,7 +133,7 @@ impl UringEngine {
             return SendProgress { bytes: 0, idle: true };
         }
         let mut bytes = 0;
-        let at_once = self.send_at_once || conn.mode != Mode::Multishot;
+        let at_once = self.send_at_once || conn.mode != Mode::Multishot || alone;
         let loan = queue.front().is_some_and(|piece| is_for_loan(self.zero_copy_above, piece));
         // What stands before a file goes with it: two turns less than by itself.
         if !loan && (at_once || file_is_next(queue)) || matches!(queue.front(), Some(Chunk::File(_))) {
@@ -159,6 +160,13 @@ impl UringEngine {
             }
         }
         SendProgress { bytes, idle: false }
+    }
+
+    /// Whether this turn had a single event. Its answer then shares an enter with nobody: the next one would end with the
+    /// completion of the send alone, and a second one would have to wait for what comes.
+    #[inline]
+    fn is_alone(&self) -> bool {
+        self.events_left + 1 >= self.config.events_per_turn
     }
 
     /// Moves the front of `queue` to where the kernel can read it.
