@@ -13,8 +13,9 @@ const ECHOES: u64 = 100;
 /// allows.
 fn least_calls(setup: &Setup) -> Option<u64> {
     match setup.kind? {
-        // The kernel receives by itself, and a send is an entry for the next wait.
-        EngineKind::Uring if setup.features.multishot_receive => Some(0),
+        // The kernel receives by itself. A send that shares its turn with others is an entry for the next wait; here each has
+        // a turn of its own, and as an entry it would cost another wait.
+        EngineKind::Uring if setup.features.multishot_receive => Some(1),
         // A receive and a send.
         EngineKind::Uring | EngineKind::Epoll | EngineKind::Kqueue => Some(2),
         // The same, and one that asks for the next packet.
