@@ -53,19 +53,26 @@ impl Handler for Echo {
     }
 }
 
-/// Queues as much of what is held as the limit allows. Where something is left the queue is filled up to the limit,
-/// which is above the high mark, so that `writable` is called for the rest.
+/// Most bytes of what is held that are sent at once, so that they find room even where memory is scarce.
+const PART: usize = 16 << 10;
+
+/// Queues as much of what is held as the limits allow. Where something is left the queue is filled up to the limit,
+/// which is above the high mark, or there is no memory: in both cases `writable` is called for the rest.
 fn go_on(conn: &mut EchoConnection<'_>, limit: u64) {
     let Some(mut held) = conn.state.take() else { return };
-    while let Some(mut piece) = held.pieces.pop_front() {
+    while let Some(piece) = held.pieces.front_mut() {
         let room = usize::try_from(limit.saturating_sub(conn.queued())).unwrap_or(usize::MAX);
-        let part = piece.split_to(piece.len().min(room));
-        let stuck = !part.is_empty() && !conn.send(part).is_queued();
-        if stuck {
-            return; // It is closing: nothing is sent any more.
+        if room == 0 {
+            *conn.state = Some(held);
+            return;
         }
-        if !piece.is_empty() {
-            held.pieces.push_front(piece);
+        let part = piece.split_to(piece.len().min(room).min(PART));
+        if piece.is_empty() {
+            held.pieces.pop_front();
+        }
+        if let SendOutcome::Refused { data, .. } = conn.send(part) {
+            // While it is closing this is for nothing, and goes with the connection.
+            held.pieces.push_front(data.into_bytes());
             *conn.state = Some(held);
             return;
         }

@@ -43,7 +43,9 @@ pub trait Handler: 'static {
     fn full(&mut self, conn: &mut Connection<'_, Self::State>) {}
 
     /// What waits to be sent is down to the low mark again, after it was above the high mark. Also called, without
-    /// [`full`](Self::full) before, when the kernel took at once what a callback queued beyond the high mark.
+    /// [`full`](Self::full) before, when the kernel took at once what a callback queued beyond the high mark. And when a
+    /// send may be tried again that was refused for want of memory ([`Refusal::ProcessLimit`](crate::Refusal::ProcessLimit)):
+    /// some 10 ms later, or as soon after that as there is any.
     fn writable(&mut self, conn: &mut Connection<'_, Self::State>) {}
 
     /// The kernel has taken all that was queued before [`Connection::flush`] was called with this token.

@@ -95,7 +95,8 @@ pub(crate) enum Fin {
 pub enum Refusal {
     /// The send limit of the connection is reached.
     Limit,
-    /// The memory limit of the server or client is reached.
+    /// The memory limit of the server or client is reached. When there may be room again,
+    /// [`Handler::writable`](crate::Handler::writable) is called.
     ProcessLimit,
     /// The connection is closing, or was finished.
     Closing,
@@ -215,6 +216,19 @@ pub(crate) struct Rare {
     pub(crate) permit: Option<Permit>,
     /// A partial frame.
     kept: Option<Buf>,
+    /// Whether a send was refused for want of memory.
+    pub(crate) wants_memory: WantsMemory,
+}
+
+/// Whether a session is to hear when there is memory again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum WantsMemory {
+    #[default]
+    No,
+    /// A send was just refused.
+    Asked,
+    /// It is in the worker's list.
+    Listed,
 }
 
 /// What [`Connection::flush`](crate::Connection::flush) waits for.

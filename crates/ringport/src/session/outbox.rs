@@ -11,7 +11,9 @@
 
 use ringport_engine::{Chunk, Pool, SendQueue};
 
-use super::{CloseReason, ConnectionOptions, Ending, Fin, Flush, OverLimit, Phase, Refusal, SendOutcome, Session};
+use super::{
+    CloseReason, ConnectionOptions, Ending, Fin, Flush, OverLimit, Phase, Refusal, SendOutcome, Session, WantsMemory,
+};
 use crate::worker::{Account, OVERRUN, RECEIVED_OVERRUN};
 
 /// Pending messages that become the engine's at a time. They can no longer be dropped, so that they are few; as many make
@@ -40,9 +42,7 @@ impl Session {
     pub(crate) fn send(&mut self, data: Chunk, options: &ConnectionOptions, account: &mut Account) -> SendOutcome {
         let bytes = data.len();
         if self.fits(bytes, options) && account.charge(bytes as u64) {
-            self.accepted += bytes as u64;
-            self.outbox.push(data);
-            self.check_high_mark(options);
+            self.queue(data, bytes, options);
             return SendOutcome::Queued;
         }
         self.send_by_policy(data, options, account)
@@ -56,8 +56,9 @@ impl Session {
         options: &ConnectionOptions,
         account: &mut Account,
     ) -> Result<(), Chunk> {
-        if self.fits(data.len(), options) && account.charge(data.len() as u64) {
-            self.queue(data, options);
+        let bytes = data.len();
+        if self.fits(bytes, options) && account.charge(bytes as u64) {
+            self.queue(data, bytes, options);
             return Ok(());
         }
         Err(data)
@@ -65,8 +66,9 @@ impl Session {
 
     /// Queues a piece whatever the limits say. The caller has asked whether anything can be sent at all.
     pub(crate) fn send_anyway(&mut self, data: Chunk, options: &ConnectionOptions, account: &mut Account) {
-        account.charge_anyway(data.len() as u64);
-        self.queue(data, options);
+        let bytes = data.len();
+        account.charge_anyway(bytes as u64);
+        self.queue(data, bytes, options);
     }
 
     /// Takes a whole queue as it is, if nothing is queued and the limits allow all of it. A queue that changes hands is
@@ -107,8 +109,8 @@ impl Session {
     }
 
     #[inline]
-    fn queue(&mut self, data: Chunk, options: &ConnectionOptions) {
-        self.accepted += data.len() as u64;
+    fn queue(&mut self, data: Chunk, bytes: usize, options: &ConnectionOptions) {
+        self.accepted += bytes as u64;
         self.outbox.push(data);
         self.check_high_mark(options);
     }
@@ -125,22 +127,29 @@ impl Session {
         if !self.is_sendable() {
             return SendOutcome::Refused { data, why: Refusal::Closing };
         }
-        let bytes = data.len() as u64;
-        let within = |limit: u64| self.queued() + bytes <= limit;
+        let bytes = data.len();
+        let within = |limit: u64| self.queued() + bytes as u64 <= limit;
         let why = if within(options.send_limit) { Refusal::ProcessLimit } else { Refusal::Limit };
         match options.over_limit {
             OverLimit::DropOldest | OverLimit::DropNewest => return self.send_message(data, options, account),
             OverLimit::Wait => {
                 let received = matches!(data, Chunk::Buf(_));
                 let overrun = if received { RECEIVED_OVERRUN } else { OVERRUN };
-                if within(options.send_limit.saturating_add(overrun)) && account.charge_beyond(bytes, received) {
+                if within(options.send_limit.saturating_add(overrun)) && account.charge_beyond(bytes as u64, received) {
                     (self.full, self.over) = (true, true);
-                    self.queue(data, options);
+                    self.queue(data, bytes, options);
                     return SendOutcome::Queued;
                 }
             }
-            OverLimit::Disconnect => self.end(Ending::Abort, CloseReason::Backpressure),
+            OverLimit::Disconnect => {
+                self.end(Ending::Abort, CloseReason::Backpressure);
+                return SendOutcome::Refused { data, why };
+            }
             OverLimit::Refuse => {}
+        }
+        // Nothing that this connection has queued need be what leaves next, so that nothing else would tell it.
+        if why == Refusal::ProcessLimit && self.rare().wants_memory == WantsMemory::No {
+            self.rare().wants_memory = WantsMemory::Asked;
         }
         SendOutcome::Refused { data, why }
     }

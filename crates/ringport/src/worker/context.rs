@@ -20,6 +20,7 @@ use crate::handler::Message;
 use crate::remote::{Letter, Remote};
 use crate::session::{
     Bucket, CloseReason, ConnectionOptions, Ending, Pauses, Phase, Rare, Rate, Refusal, SendOutcome, Session,
+    WantsMemory,
 };
 
 /// Longest time that reading rests at a stretch because of a rate.
@@ -69,6 +70,8 @@ pub struct Context {
     pub(super) account: Account,
     /// Sessions whose reading rests because of the memory limit.
     pub(super) resting: Vec<ConnId>,
+    /// Sessions of which a send was refused because of the memory limit, the one that has waited longest first.
+    pub(super) refused: VecDeque<ConnId>,
     /// Datagram sockets that wait for memory: to receive, or to send again what was refused.
     pub(super) udp_resting: Vec<UdpId>,
     pub(super) counters: Arc<Counters>,
@@ -292,6 +295,15 @@ impl Context {
         self.resting.push(conn);
     }
 
+    /// Has the session hear when there is memory again.
+    #[cold]
+    pub(super) fn list_for_memory(&mut self, conn: ConnId) {
+        let Some(session) = self.find(conn) else { return };
+        session.rare().wants_memory = WantsMemory::Listed;
+        self.watch_memory();
+        self.refused.push_back(conn);
+    }
+
     /// Has a datagram socket wait for memory. Called once until it is told.
     #[cold]
     pub(super) fn rest_datagrams(&mut self, udp: UdpId) {
@@ -301,7 +313,7 @@ impl Context {
 
     /// Looks at the memory from time to time, from the first that waits on.
     fn watch_memory(&mut self) {
-        if self.resting.is_empty() && self.udp_resting.is_empty() {
+        if self.resting.is_empty() && self.refused.is_empty() && self.udp_resting.is_empty() {
             self.timers.insert(self.now + super::MEMORY_PAUSE, Timer::Memory);
         }
     }

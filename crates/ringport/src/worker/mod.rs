@@ -47,6 +47,7 @@ use race::Race;
 pub(crate) use race::Resolved;
 use ringport_engine::engine::{asked_to_end, ring_when_asked_to_end};
 use ringport_engine::{Buf, ConnId, Engine, EngineConfig, Event, ListenerId, Pool, PoolConfig, UdpId};
+use service::Later;
 pub(crate) use service::{Call, Factory, Happening, Service, factory};
 pub use timers::TimerId;
 use timers::{Timer, Timers};
@@ -59,7 +60,7 @@ use self::drain::Drain;
 use crate::aio::{ListenerCell, Runtime, Streams};
 use crate::blocking::Blocking;
 use crate::remote::{Letter, Remote};
-use crate::session::{CloseReason, ConnectionOptions, Ending, Pauses, Phase};
+use crate::session::{CloseReason, ConnectionOptions, Ending, Pauses, Phase, WantsMemory};
 
 /// One thread's share of a server or client.
 pub(crate) struct Worker<E: Engine> {
@@ -111,6 +112,10 @@ const LETTERS_PER_TURN: usize = 1024;
 /// How long connections rest at least when the server is above its memory limit.
 const MEMORY_PAUSE: Duration = Duration::from_millis(10);
 
+/// Connections that may try again to send what the memory limit refused, each time that memory is looked at. However many
+/// wait, trying takes little of a worker's time.
+const TRIES_AT_ONCE: usize = 256;
+
 /// What a worker is made of, apart from its engine.
 pub(crate) struct WorkerSetup {
     pub(crate) number: u16,
@@ -160,6 +165,7 @@ impl<E: Engine> Worker<E> {
             totals: WorkerStats::default(),
             account: Account::new(setup.budget),
             resting: Vec::with_capacity(LISTED_AT_FIRST),
+            refused: VecDeque::new(),
             udp_resting: Vec::new(),
             counters: setup.counters,
             global_live: setup.global_live,
@@ -496,8 +502,8 @@ impl<E: Engine> Worker<E> {
         }
     }
 
-    /// Lets those that rest for want of memory read again, if there is some; otherwise looks again soon, since it may be
-    /// other workers that free it.
+    /// Lets those that rest for want of memory read again, if there is some, and some of those whose sends were refused try
+    /// again; otherwise looks again soon, since it may be other workers that free it.
     fn look_at_memory(&mut self) {
         if self.context.account.is_still_over() {
             self.context.timers.insert(self.context.now + MEMORY_PAUSE, Timer::Memory);
@@ -511,6 +517,19 @@ impl<E: Engine> Worker<E> {
         }
         for udp in std::mem::take(&mut self.context.udp_resting) {
             self.wake_datagrams(udp);
+        }
+        for _ in 0..TRIES_AT_ONCE {
+            let Some(conn) = self.context.refused.pop_front() else { return };
+            if let Some(session) = self.context.find(conn) {
+                session.rare().wants_memory = WantsMemory::No;
+                // One that is full hears it when it is no more.
+                if !session.full {
+                    self.context.later.push_back((conn, Later::Writable));
+                }
+            }
+        }
+        if !self.context.refused.is_empty() {
+            self.context.timers.insert(self.context.now + MEMORY_PAUSE, Timer::Memory);
         }
     }
 

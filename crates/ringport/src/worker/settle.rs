@@ -7,7 +7,7 @@ use ringport_engine::{Close, ConnId, Engine, Want};
 use super::service::{Call, Happening, Later};
 use super::timers::Timer;
 use super::{Ordering, Worker};
-use crate::session::{CloseReason, CloseReport, Ending, Fin, Phase, Verdict};
+use crate::session::{CloseReason, CloseReport, Ending, Fin, Phase, Verdict, WantsMemory};
 
 impl<E: Engine> Worker<E> {
     /// Brings the engine in line with the session: sends, reading on or off, closing.
@@ -53,6 +53,10 @@ impl<E: Engine> Worker<E> {
             context.later.push_back((conn, Later::Flushed(token)));
         }
         if session.phase == Phase::Open && session.ending.is_none() {
+            if session.rare.as_ref().is_some_and(|rare| rare.wants_memory == WantsMemory::Asked) {
+                context.list_for_memory(conn);
+            }
+            let Some(session) = context.sessions.get_mut(conn.slot()).and_then(Option::as_mut) else { return };
             if session.fin == Fin::Asked && !session.sending && session.outbox.is_empty() {
                 session.fin = Fin::Sent;
                 self.engine.shutdown_write(conn);

@@ -1,13 +1,13 @@
 //! A reader that stalls: whatever the policy, what waits for it stays within the limit.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use ringport::{
-    Buf, Client, CloseReason, CloseReport, Connection, ConnectionId, ConnectionOptions, Handler, OverLimit, Refusal,
-    SendOutcome, Server,
+    Buf, Bytes, Client, CloseReason, CloseReport, Connection, ConnectionId, ConnectionOptions, Handler, OverLimit,
+    Refusal, SendOutcome, Server,
 };
 
 use crate::stage::{
@@ -19,6 +19,7 @@ stages!(
     waiting_echoes_everything_to_a_slow_reader,
     many_stalled_readers_cost_no_more_than_the_memory_limit,
     an_echo_at_the_memory_limit_waits_and_loses_nothing,
+    what_memory_was_missing_for_can_be_sent_later,
     kept_frames_count_against_the_memory_limit,
 );
 
@@ -276,6 +277,85 @@ fn an_echo_at_the_memory_limit_waits_and_loses_nothing(stage: &Stage) {
     assert!(client.reasons().iter().all(|reason| *reason == CloseReason::Local), "{:?}", client.reasons());
     // What had been received already comes on top: at most the large slots.
     assert!(sum.peak() <= memory(stage) + (8 << 20), "{} bytes waited", sum.peak());
+}
+
+/// Echoes, and holds what was refused until it is told that it can be sent.
+#[derive(Clone, Default)]
+struct Holder {
+    log: Log,
+    /// Sends that were refused for want of memory.
+    refused: Arc<AtomicUsize>,
+}
+
+impl Holder {
+    /// Sends what is held as far as it is taken.
+    fn go_on(&self, conn: &mut Connection<'_, VecDeque<Bytes>>) {
+        while let Some(mut piece) = conn.state.pop_front() {
+            let part = piece.split_to(piece.len().min(4096));
+            if !piece.is_empty() {
+                conn.state.push_front(piece);
+            }
+            if let SendOutcome::Refused { data, why } = conn.send(part) {
+                conn.state.push_front(data.into_bytes());
+                self.refused.fetch_add(usize::from(why == Refusal::ProcessLimit), Ordering::Relaxed);
+                return;
+            }
+        }
+        conn.resume();
+    }
+}
+
+impl Handler for Holder {
+    type State = VecDeque<Bytes>;
+
+    fn data(&mut self, conn: &mut Connection<'_, Self::State>, data: Buf) {
+        conn.state.push_back(data.into_bytes());
+        conn.pause();
+        if conn.state.len() == 1 {
+            self.go_on(conn);
+        }
+    }
+
+    fn writable(&mut self, conn: &mut Connection<'_, Self::State>) {
+        self.go_on(conn);
+    }
+
+    fn close(&mut self, _: &mut Connection<'_, Self::State>, report: &CloseReport) {
+        self.log.note_close(report);
+    }
+}
+
+fn what_memory_was_missing_for_can_be_sent_later(stage: &Stage) {
+    // As above, but the server refuses, and its connections have no other way to learn that there is memory again.
+    let bytes = if stage.is_simulated() { 30_000 } else { 300_000 };
+    let (holder, client) = (Holder::default(), Log::default());
+    let sender = Player::with(&client, move |conn, what| match what {
+        What::Open => {
+            conn.send(pattern(bytes));
+            conn.pause();
+            conn.set_timer(Duration::from_millis(150), 0);
+        }
+        What::Timer(_) => conn.resume(),
+        What::Data(_) if conn.state.received == bytes => conn.close(),
+        _ => {}
+    });
+    let (server, refused) = (holder.log.clone(), Arc::clone(&holder.refused));
+    let options = ConnectionOptions::default().send_limit(10 << 20, OverLimit::Refuse).rest_when_full(false);
+    let patient = ConnectionOptions::default().rest_when_full(false);
+    stage.play(
+        Server::new().memory_limit(memory(stage)).listen_with(
+            listen_on(stage),
+            listen_with_small_buffers(),
+            options,
+            move || holder.clone(),
+        ),
+        |to| Client::new().connect_with(to, CONNECTIONS, small_buffers(), patient, sender.make()),
+        || server.all_closed(CONNECTIONS) && client.all_closed(CONNECTIONS),
+    );
+    assert_eq!(client.see().received.len(), CONNECTIONS * bytes);
+    assert!(client.reasons().iter().all(|reason| *reason == CloseReason::Local), "{:?}", client.reasons());
+    // Under some seeds the network is faster than the memory fills.
+    assert!(stage.is_simulated() || refused.load(Ordering::Relaxed) > 0, "there was memory for all at once");
 }
 
 /// Keeps all that it receives.
