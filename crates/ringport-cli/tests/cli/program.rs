@@ -39,7 +39,8 @@ pub(crate) struct Program {
 impl Program {
     /// Starts `command` and collects what it writes to standard error.
     pub(crate) fn start(command: &mut Command) -> Self {
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program starts");
+        let mut child =
+            system::start(command.stdout(Stdio::piped()).stderr(Stdio::piped())).expect("the program starts");
         let errors = Arc::new(Mutex::new(String::new()));
         let mut lines = BufReader::new(child.stderr.take().expect("standard error is piped"));
         let collected = Arc::clone(&errors);

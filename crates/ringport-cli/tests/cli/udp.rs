@@ -212,7 +212,8 @@ fn a_flood_does_not_end_the_service() {
 #[test]
 fn a_peer_over_its_rate_is_cut_short() {
     for engine in engines() {
-        let errors = attack(engine, &["--udp-rate", "2000"], |address| {
+        // What even a machine that is busy with other tests exceeds.
+        let errors = attack(engine, &["--udp-rate", "100"], |address| {
             let greedy = socket();
             greedy.set_read_timeout(Some(Duration::from_millis(100))).expect("a timeout can be set");
             let (end, mut answer) = (Instant::now() + LIMIT, [0; 16]);

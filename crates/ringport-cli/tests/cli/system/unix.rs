@@ -1,8 +1,8 @@
 //! What these tests ask of a Unix system. `windows.rs` is its twin.
 
-use std::fs;
-use std::process::{Command, ExitStatus};
+use std::process::{Child, Command, ExitStatus};
 use std::time::Duration;
+use std::{fs, io};
 
 /// Whether a connection that was reset before it was accepted is accepted all the same.
 pub(crate) const ACCEPTS_WHAT_WAS_RESET: bool = cfg!(target_os = "linux");
@@ -15,6 +15,15 @@ pub(crate) const FOREIGN_ENGINE: (&str, &str) = ("rio", "only on Windows");
 
 /// Nothing has to be arranged for asking a program to end.
 pub(crate) fn prepare(_: &mut Command) {}
+
+/// Starts a program.
+///
+/// # Errors
+///
+/// If the system does not.
+pub(crate) fn start(command: &mut Command) -> io::Result<Child> {
+    command.spawn()
+}
 
 /// A status for what has ended with `code`.
 pub(crate) fn exit_status(code: i32) -> ExitStatus {

@@ -4,10 +4,10 @@ use std::env::consts::EXE_SUFFIX;
 use std::io::{BufRead, BufReader};
 use std::os::windows::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
-use std::thread;
 use std::time::Duration;
+use std::{io, thread};
 
 /// Whether a connection that was reset before it was accepted is accepted all the same.
 pub(crate) const ACCEPTS_WHAT_WAS_RESET: bool = false;
@@ -24,6 +24,23 @@ const OWN_CONSOLE: u32 = 0x0800_0000;
 /// Gives the program a console of its own, so that nobody else hears when it is asked to end.
 pub(crate) fn prepare(command: &mut Command) {
     command.creation_flags(OWN_CONSOLE);
+}
+
+/// Starts a program. Under Wine that fails at times while the machine is busy, with ERROR_INTERNAL_ERROR, because the new
+/// process did not get as far as to say that it is there; it is tried again then.
+///
+/// # Errors
+///
+/// If the system does not.
+pub(crate) fn start(command: &mut Command) -> io::Result<Child> {
+    const INTERNAL_ERROR: i32 = 1359;
+    for _ in 0..4 {
+        match command.spawn() {
+            Err(error) if error.raw_os_error() == Some(INTERNAL_ERROR) => thread::sleep(Duration::from_millis(100)),
+            outcome => return outcome,
+        }
+    }
+    command.spawn()
 }
 
 /// A status for what has ended with `code`.
@@ -44,8 +61,7 @@ pub(crate) const REQUESTS: [(&str, bool); 5] =
 pub(crate) fn request(id: u32, way: &str) -> Result<(), String> {
     let mut command = Command::new(tool());
     prepare(&mut command);
-    let (out, errors) = (Stdio::piped(), Stdio::piped());
-    let mut tool = command.args([way, &id.to_string()]).stdout(out).stderr(errors).spawn().expect("the tool runs");
+    let mut tool = start(piped(command.args([way, &id.to_string()]))).expect("the tool runs");
     let told = tool.stdout.take().is_some_and(|out| BufReader::new(out).lines().next().is_some());
     if told {
         // It stays to see what becomes of the program.
@@ -85,11 +101,16 @@ pub(crate) fn raise_descriptors(_: usize) -> bool {
     true
 }
 
+fn piped(command: &mut Command) -> &mut Command {
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped())
+}
+
 /// Lets the tool of the engine's tests do what takes `unsafe`.
 fn ask(what: &str, id: u32) -> Result<String, String> {
     let mut command = Command::new(tool());
     prepare(&mut command);
-    let output = command.args([what, &id.to_string()]).output().expect("the tool runs");
+    let tool = start(piped(command.args([what, &id.to_string()]))).expect("the tool runs");
+    let output = tool.wait_with_output().expect("the tool ends");
     let [out, errors] = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).trim().to_owned());
     if output.status.success() { Ok(out) } else { Err(errors) }
 }
