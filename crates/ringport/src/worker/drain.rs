@@ -14,7 +14,7 @@ use super::timers::Timer;
 use crate::session::{CloseReason, Ending, Phase};
 
 /// A connection on which nothing moved for this long, and that has nothing queued, is done.
-const QUIET: Duration = Duration::from_millis(100);
+const QUIET: Duration = Duration::from_millis(250);
 /// How often connections are looked at.
 const STEP: Duration = Duration::from_millis(20);
 /// Time after the deadline for FINs to be answered.
