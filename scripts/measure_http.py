@@ -45,7 +45,6 @@ WRK_START_SECONDS = 0.3
 WRK_SECONDS_MAX = 120
 # Connections: how many times the requests of tokio in a second of processor time there should be at least.
 WANTED = {64: 1.0, 512: 1.1}
-LISTENING = re.compile(r"listening on \S+:(\d+) with (\S+)")
 
 
 def main():
@@ -110,15 +109,6 @@ def command(target, label, deadline, port="{port}"):
     """How a server is started, with so many seconds for the head of a request."""
     program, engine = SERVERS[label]
     return [os.path.join(target, "release", program), f"127.0.0.1:{port}", str(deadline), *filter(None, [engine])]
-
-
-def port_of(server, label):
-    """Where a server says that it listens, and with what."""
-    line = server.stdout.readline()
-    found = LISTENING.match(line)
-    if not found or found[2] != (SERVERS[label][1] or TOKIO):
-        raise ValueError(f"{label} does not serve: {line.strip()!r}")
-    return found[1]
 
 
 def figures(text):

@@ -6,7 +6,7 @@
 
 Counts instructions in user space with valgrind's callgrind, so that the figures do not depend on what else the machine
 does. What a server needs for its start is counted in a run without requests, and taken off. The servers and the load are
-those of measure_http.py, which says how much of the processor time is the kernel's. Needs valgrind and wrk.
+those of measure_http.py, which says what a request costs in processor time, kernel included. Needs valgrind and wrk.
 
 Code that the compiler has put into another function counts where it was written; what is the standard library's counts
 for the function that it is in.
@@ -40,6 +40,7 @@ PARTS = [
     ("memory allocation", r"malloc"),
     ("copying memory", r"mem(move|cpy|set|cmp)"),
 ]
+LISTENING = re.compile(r"listening on \S+:\d+ with (\S+)")
 STANDARD = re.compile(r"/rustc/|/library/(core|alloc|std)/")
 
 
@@ -86,7 +87,7 @@ def count(options, label, load):
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
             try:
                 poke_until(port, lambda: select.select([server.stdout], [], [], 0)[0])
-                measure_http.port_of(server, label)
+                check_that_it_serves(server, label)
                 if load:
                     wrk = ["wrk", "--threads", "1", "--connections", str(options.connections)]
                     wrk += ["--duration", f"{options.seconds}s", f"http://127.0.0.1:{port}/"]
@@ -98,6 +99,14 @@ def count(options, label, load):
                 server.kill()
         with open(out, encoding="utf-8") as lines:
             return parts(lines), requests
+
+
+def check_that_it_serves(server, label):
+    """Reads with what a server says that it listens."""
+    line = server.stdout.readline()
+    found = LISTENING.match(line)
+    if not found or found[1] != (measure_http.SERVERS[label][1] or measure_http.TOKIO):
+        raise ValueError(f"{label} does not serve: {line.strip()!r}")
 
 
 def free_port():
