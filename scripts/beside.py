@@ -31,6 +31,7 @@ CONNECT_MS = 150
 CONNECT_SECONDS_EACH = 0.00015
 REST_SECONDS = 0.02
 REST_TIMES = 25
+SHARE = "srv_cpu_pct"  # of a core
 
 
 class CannotMeasure(Exception):
@@ -74,8 +75,22 @@ def before_all_others():
         pass  # the kernel does not group
 
 
+def leave_when_told_to_end():
+    """Has SIGTERM and SIGHUP leave through every `with` and `finally`, as Ctrl-C does, so that no server and no load stays."""
+
+    def leave(number, _):
+        signal.signal(number, signal.SIG_IGN)  # a second one would interrupt the cleaning up
+        sys.exit(128 + number)
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, leave)
+
+
 def on_core(core, command):
-    return ["nice", "-n", "-10", "taskset", "-c", str(core), *command]
+    """How a server or a load is started. The kernel ends it with this process, however that ends (PR_SET_PDEATHSIG of
+    prctl(2)): even a stopped one, which would never end otherwise."""
+    return ["nice", "-n", "-10", "taskset", "-c", str(core), "setpriv", "--pdeathsig", "KILL", *command]
 
 
 def processes(pid):
@@ -170,7 +185,6 @@ class Bench:
         with open(self.file, "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
-
     def rounds_in_slices(self, number, cell, labels, servers, load, ms):
         for round_number in range(number):
             print(f"round {round_number + 1} of {number}: {cell}", file=sys.stderr, flush=True)
@@ -181,42 +195,38 @@ class Bench:
         meantime, it does to all of them.
 
         Each load keeps its connections and is stopped (SIGSTOP) while it is not its turn; a server without a load has
-        nothing to do. A server has its load for `ms` in all.
+        nothing to do. A server has its load for `ms` in all, or until that ends by itself.
         """
         slices = max(1, round(ms / 1000 / load.slice_seconds))
         source = random.Random(f"{ratios.SEED} {round_number} {cell}")
         labels = source.sample(labels, len(labels))
+        records = {label: {"cell": cell, "label": label, "round": round_number, "cc": self.congestion} for label in labels}
+        for label in labels:
+            try:
+                servers.running(label)
+            except (CannotMeasure, OSError) as error:
+                records[label]["error"] = str(error)[:200]
+                servers.stop(label)
+        labels = [label for label in labels if "error" not in records[label]]
+        loads, spent = {}, {}
         before, own, begin = busy_seconds(), own_seconds(), time.monotonic()
         end = begin + len(labels) * (load.start_seconds + slices * load.slice_seconds)
-        records, loads, spent = {}, {}, {}
-        for label in labels:
-            records[label] = {"cell": cell, "label": label, "round": round_number, "cc": self.congestion}
-            try:
+        try:
+            for label in labels:
                 server, port = servers.running(label)
                 spent[label] = cpu_seconds(server.pid)
                 command = load.command(port, server.pid, end - time.monotonic() - load.start_seconds)
                 loads[label] = subprocess.Popen(on_core(1, command), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
                 time.sleep(load.start_seconds)
                 loads[label].send_signal(signal.SIGSTOP)
-            except (CannotMeasure, OSError) as error:
-                records[label]["error"] = str(error)[:200]
-        turns = list(loads)
-        for _ in range(slices):
-            source.shuffle(turns)
-            for label in turns:
-                loads[label].send_signal(signal.SIGCONT)
-                time.sleep(load.slice_seconds)
-                loads[label].send_signal(signal.SIGSTOP)
-        for label, process in loads.items():
-            process.send_signal(signal.SIGCONT)
-            if load.end_signal:
-                time.sleep(SIGNAL_SECONDS)  # until its first thread runs: any of them may be told of a signal for the process
-                process.send_signal(load.end_signal)
-            record = records[label]
-            record |= said(process, load)
-            spent[label] = record["whole_cpu_s"] = cpu_seconds(servers.running(label)[0].pid) - spent[label]
-            if "requests" in record:
-                record[ratios.CPU] = 1e6 * record["whole_cpu_s"] / record["requests"]
+            shares = take_turns(loads, servers, load, slices, source)
+            for label, process in loads.items():
+                record = records[label] | said(process, load) | {SHARE: shares[label]}
+                spent[label] = cpu_seconds(servers.running(label)[0].pid) - spent[label]
+                records[label] = record | costs(record, spent[label])
+        finally:
+            for process in loads.values():
+                end_load(process)
         others = busy_seconds() - before - (own_seconds() - own) - sum(spent.values())
         others_pct = round(100 * others / (time.monotonic() - begin), 1)
         for label in loads:
@@ -227,12 +237,37 @@ class Bench:
                 file.write(json.dumps(record | {"other_pct": others_pct}) + "\n")
 
 
+def take_turns(loads, servers, load, slices, source):
+    """Has each load run for so many slices, in an order that changes. Returns how much of a core each server used in its own."""
+    turns = list(loads)
+    used, elapsed = dict.fromkeys(turns, 0.0), dict.fromkeys(turns, 1e-9)
+    for _ in range(slices):
+        turns = [label for label in turns if loads[label].poll() is None]
+        source.shuffle(turns)
+        for label in turns:
+            pid = servers.running(label)[0].pid
+            before, begin = cpu_seconds(pid), time.monotonic()
+            loads[label].send_signal(signal.SIGCONT)
+            time.sleep(load.slice_seconds)
+            loads[label].send_signal(signal.SIGSTOP)
+            used[label] += cpu_seconds(pid) - before
+            elapsed[label] += time.monotonic() - begin
+    return {label: 100 * used[label] / elapsed[label] for label in loads}
+
+
+def costs(record, spent):
+    """What a server spent, in all and for one of what it did."""
+    counted = (("requests", ratios.CPU, 1e6), ("bytes", ratios.CPU_A_GB, 1e9))
+    each = {field: unit * spent / record[count] for count, field, unit in counted if record.get(count)}
+    return {"whole_cpu_s": spent, **each}
+
+
 class Load(typing.NamedTuple):
     """What a server has to do while it is measured."""
 
     command: typing.Callable  # of port, process and seconds: a program that ends after these and prints what it saw
-    # Of what it printed: the fields of a record, or ValueError if it is worthless. With `requests`, the server's time for one
-    # of them is added.
+    # Of what it printed: the fields of a record, or ValueError if it is worthless. With `requests` or `bytes`, the server's
+    # time for one of them is added.
     said: typing.Callable
     start_seconds: float  # it has its connections after that
     end_signal: int = 0  # makes it end and print; 0 if it ends by itself
@@ -241,18 +276,27 @@ class Load(typing.NamedTuple):
 
 
 def said(process, load):
-    """What a load that ends now has measured, or what went wrong."""
+    """Has a load end, and returns what it has measured, or what went wrong."""
+    process.send_signal(signal.SIGCONT)
+    if load.end_signal:
+        time.sleep(SIGNAL_SECONDS)  # until its first thread runs: any of them may be told of a signal for the process
+        process.send_signal(load.end_signal)
     try:
         out, errors = process.communicate(timeout=LOAD_SECONDS_MAX)
         if process.returncode not in load.exit_codes:
             return {"error": errors.strip()[:200] or f"the load ended with {process.returncode}"}
         return load.said(out)
     except subprocess.TimeoutExpired:
-        process.kill()
-        process.communicate()
+        end_load(process)
         return {"error": "the load did not end"}
     except (ValueError, KeyError, IndexError) as error:
         return {"error": str(error)[:200]}
+
+
+def end_load(process):
+    """Ends a load at once, also one that is stopped."""
+    with process:
+        process.kill()
 
 
 class Servers:
@@ -338,6 +382,7 @@ def report_on(name, options, measure_all, report):
     `measure_all` returns the names of the files that it has written.
     """
     ratios.NOISE_PCT = options.noise
+    leave_when_told_to_end()
     try:
         if not options.analyse and (os.cpu_count() or 1) < 2:
             raise CannotMeasure("the server and the load need a core each")

@@ -18,6 +18,7 @@ FEWEST_ROUNDS = 5
 # Runs during which other work used more than this much of a core, in percent, are dropped.
 NOISE_PCT = 25.0
 CPU = "srv_cpu_s_per_mmsg"  # seconds a million messages = microseconds a message
+CPU_A_GB = "cpu_s_per_gb"  # seconds a gigabyte
 
 
 class Runs:
