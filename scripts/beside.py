@@ -1,6 +1,7 @@
 """One server on core 0 beside one load on core 1, in a network namespace of its own: what the measuring scripts have in
 common. What a run says is written as one line of JSON, which ratios.py reads."""
 
+import ctypes
 import datetime
 import json
 import os
@@ -31,6 +32,7 @@ CONNECT_MS = 150
 CONNECT_SECONDS_EACH = 0.00015
 REST_SECONDS = 0.02
 REST_TIMES = 25
+PR_SET_PDEATHSIG = 1
 SHARE = "srv_cpu_pct"  # of a core
 
 
@@ -88,9 +90,20 @@ def leave_when_told_to_end():
 
 
 def on_core(core, command):
-    """How a server or a load is started. The kernel ends it with this process, however that ends (PR_SET_PDEATHSIG of
-    prctl(2)): even a stopped one, which would never end otherwise."""
-    return ["nice", "-n", "-10", "taskset", "-c", str(core), "setpriv", "--pdeathsig", "KILL", *command]
+    return ["nice", "-n", "-10", "taskset", "-c", str(core), *command]
+
+
+def ends_with_us():
+    """For `preexec_fn` of a server or a load: the kernel ends it with this process, however that ends (prctl(2)). One that is
+    stopped would never end otherwise."""
+    libc, parent = ctypes.CDLL(None), os.getpid()
+
+    def tie():
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)  # it has ended before
+
+    return tie
 
 
 def processes(pid):
@@ -216,7 +229,7 @@ class Bench:
                 server, port = servers.running(label)
                 spent[label] = cpu_seconds(server.pid)
                 command = load.command(port, server.pid, end - time.monotonic() - load.start_seconds)
-                loads[label] = subprocess.Popen(on_core(1, command), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+                loads[label] = start_load(command)
                 time.sleep(load.start_seconds)
                 loads[label].send_signal(signal.SIGSTOP)
             shares = take_turns(loads, servers, load, slices, source)
@@ -235,6 +248,10 @@ class Bench:
         with open(self.file, "a", encoding="utf-8") as file:
             for record in records.values():
                 file.write(json.dumps(record | {"other_pct": others_pct}) + "\n")
+
+
+def start_load(command):
+    return subprocess.Popen(on_core(1, command), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=ends_with_us())
 
 
 def take_turns(loads, servers, load, slices, source):
@@ -323,7 +340,8 @@ class Servers:
             command = self.commands[label]
             words = command if isinstance(command, list) else shlex.split(command)
             words = [word.replace("{port}", str(port)) for word in words]
-            server = subprocess.Popen(on_core(0, words), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            nothing = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+            server = subprocess.Popen(on_core(0, words), **nothing, preexec_fn=ends_with_us())
             self.started[label] = server, port
             wait_for_port(port, server)
         return self.started[label]
@@ -360,7 +378,7 @@ def own_seconds():
 
 def output_of(command, seconds):
     """What a load prints. It runs on core 1 and is ended after that time."""
-    done = subprocess.run(on_core(1, command), capture_output=True, text=True, timeout=seconds)
+    done = subprocess.run(on_core(1, command), capture_output=True, text=True, timeout=seconds, preexec_fn=ends_with_us())
     if done.returncode != 0:
         raise CannotMeasure(f"{command[0]} failed: {done.stderr.strip()[:150] or done.returncode}")
     return done.stdout

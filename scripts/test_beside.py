@@ -14,6 +14,7 @@ import measure
 import measure_files
 import measure_spin
 import measure_streams
+import ratios
 from test_ratios import made_up
 from ratios import Runs
 
@@ -40,7 +41,7 @@ def line_of(text, *words):
 class Reports(unittest.TestCase):
     def test_files_are_judged_both_ways(self):
         ours = {measure.URING: 0.9, measure.URING + measure.TWIN: 0.9, measure.EPOLL: 1.2}
-        runs = rounds_of(measure_files.CPU_A_BYTE, {"nginx": 1.0, **ours}, "1 MiB")
+        runs = rounds_of(ratios.CPU_A_GB, {"nginx": 1.0, **ours}, "1 MiB")
         text = measure_files.report(runs)
         self.assertIn("| yes |", line_of(text, "1 MiB", measure.URING))
         self.assertIn("| **no** |", line_of(text, "1 MiB", measure.EPOLL))
@@ -84,10 +85,9 @@ class Counting(unittest.TestCase):
 
     @unittest.skipUnless((os.cpu_count() or 1) > 1 and os.path.exists("/proc/self/schedstat"), "skipped: needs two cores and Linux")
     def test_servers_take_turns(self):
-        run = "import sys, time\nfirst = now = time.monotonic()\nend = now + float(sys.argv[1])\n"
-        run += "while now < end: now, last = time.monotonic(), now\nprint(first, last)"
+        run = "first=$EPOCHREALTIME; trap 'echo $first $last; exit' INT; while :; do last=$EPOCHREALTIME; done"
         said = lambda text: dict(zip(("first", "last"), map(float, text.split()), strict=True))
-        load = beside.Load(lambda port, pid, seconds: [sys.executable, "-c", run, str(seconds)], said, 0.1)
+        load = beside.Load(lambda *_: ["bash", "-c", run], said, 0.2, signal.SIGINT)
         commands = {label: [sys.executable, "-c", LISTEN, "{port}"] for label in ("a", "b", "c")}
         bench = beside.Bench("test", "reno")
         with beside.Servers(commands) as servers:
