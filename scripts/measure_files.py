@@ -4,18 +4,20 @@
     scripts/measure_files.py --rounds 6 --markdown bench-out/files.md
     scripts/measure_files.py --analyse bench-out/files-*.jsonl
 
-Both serve the same two files, of 1 MiB to wrk and of 1 GiB to curl: the server on core 0, the load on core 1, in a network
-namespace of their own, in interleaved rounds and in another order each time. The files lie in memory (/dev/shm), or on disk
-and then in the page cache; they are removed afterwards. nginx gets a configuration of its own in a folder of its own: one
-worker, sendfile, no log, connections that are kept. nginx and wrk are installed when they are missing (Debian). Needs root,
-1.5 GiB of free space, and a quiet machine. The exit code is 0 whatever the verdicts are, and 1 only if nothing could be
-measured. Six rounds take about 70 seconds.
+Both serve the same two files, of 1 MiB to wrk and of 1 GiB to curl: the servers on core 0, the loads on core 1, in a network
+namespace of their own. In a round every server has its load, and they take turns of 40 ms, in an order that changes; a curl
+has turns until it has fetched the file once. The files lie in memory (/dev/shm), or on disk and then in the page cache; they
+are removed afterwards. nginx gets a configuration of its own in a folder of its own: one worker, sendfile, no log,
+connections that are kept. nginx and wrk are installed when they are missing (Debian). Needs root, 1.5 GiB of free space, and
+a quiet machine. The exit code is 0 whatever the verdicts are, and 1 only if nothing could be measured. Six rounds take about
+60 seconds.
 """
 
 import argparse
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -28,11 +30,12 @@ from beside import CannotMeasure  # noqa: E402
 
 NGINX, TWIN = "nginx", measure.TWIN
 SIZES = {"1 MiB": ("small", 1 << 20), "1 GiB": ("large", 1 << 30)}
-CPU_A_BYTE = "cpu_s_per_gb"
 SPACE = (1 << 30) + (512 << 20)
-WRK_SECONDS = 1  # it takes whole ones
+WRK_SECONDS_MAX = 120
+WRK_START_SECONDS = 0.3
 CONNECTIONS = 8
-CURL_TIMES = 1
+CURL_START_SECONDS = 0.01
+CURL_MS_MAX = 10_000
 
 CONFIGURATION = """
 user root; daemon off; worker_processes 1; pid {folder}/nginx.pid; error_log {folder}/error.log;
@@ -42,7 +45,7 @@ http {{
     default_type application/octet-stream;
     client_body_temp_path {folder}/t1; proxy_temp_path {folder}/t2; fastcgi_temp_path {folder}/t3;
     uwsgi_temp_path {folder}/t4; scgi_temp_path {folder}/t5;
-    server {{ listen 127.0.0.1:{port}; root {files}; }}
+    server {{ listen 127.0.0.1:PORT; root {files}; }}
 }}
 """
 
@@ -64,6 +67,7 @@ def parse_arguments():
     add = parser.add_argument
     beside.common_options(parser)
     add("--sizes", default="1 MiB,1 GiB", help="only these of the two files (default: both)")
+    add("--ms", type=int, default=600, help="milliseconds in which the small file is fetched from each server in a round (default: %(default)s)")
     add("--servers", default="", help="only these of nginx, ringport-uring, ringport-uring-2 (the control), ringport-epoll")
     add("--folder", default="", help="where the files are made for the time of the measurement (default: /dev/shm if it has room)")
     return parser.parse_args()
@@ -84,11 +88,13 @@ def run_all(options):
         script = os.path.join(folder, "bytes.lua")
         with open(script, "w", encoding="ascii") as file:
             file.write(COUNT_BYTES)
-        servers = commands(options, folder, files)
-        sizes = [size for size in SIZES if size in options.sizes.split(",")]
+        started = commands(options, folder, files)
+        loads = {"1 MiB": (wrk_load(script), options.ms), "1 GiB": (curl_load(), CURL_MS_MAX)}
         bench = beside.Bench("files", congestion)
-        for number, size, label in bench.rounds(options.rounds, sizes, servers):
-            bench.run(number, size, label, servers[label](), lambda port, pid: load(size, port, pid, script))
+        for size in (size for size in SIZES if size in options.sizes.split(",")):
+            load, ms = loads[size]
+            with beside.Servers(started) as servers:
+                bench.rounds_in_slices(options.rounds, size, list(started), servers, load, ms)
     return [bench.file]
 
 
@@ -126,51 +132,50 @@ def make_file(path, length):
 
 
 def commands(options, folder, files):
-    """How each server is started. nginx wants its port in a file, so that each start is a function."""
-    binary = os.path.abspath(options.binary)
-
-    def ringport(engine):
-        return lambda: [binary, "serve", "files", files, "--listen", "127.0.0.1:{port}", "--engine", engine, "--log", "error"]
-
-    def nginx():
-        path = os.path.join(folder, "nginx.conf")
-        text = CONFIGURATION.format(folder=folder, files=files, port="{port}")
-        with open(path, "w", encoding="ascii") as file:
-            file.write(text)
-        start = f"sed -i 's/[{{]port[}}]/'$0'/' {path} && exec nginx -p {folder} -c {path}"
-        return ["env", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "sh", "-c", start, "{port}"]
-
+    """How each server is started. nginx wants its port in a file."""
+    path = os.path.join(folder, "nginx.conf")
+    with open(path + ".in", "w", encoding="ascii") as file:
+        file.write(CONFIGURATION.format(folder=folder, files=files))
+    # Its worker ends with it only if it is told to end.
+    start = f"sed s/PORT/$0/ {path}.in > {path} && exec setpriv --pdeathsig TERM nginx -p {folder} -c {path}"
+    serve = [os.path.abspath(options.binary), "serve", "files", files, "--listen", "127.0.0.1:{port}", "--log", "error", "--engine"]
     servers = {
-        NGINX: nginx,
-        measure.URING: ringport("io_uring"),
-        measure.URING + TWIN: ringport("io_uring"),
-        measure.EPOLL: ringport("epoll"),
+        NGINX: ["env", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "sh", "-c", start, "{port}"],
+        measure.URING: [*serve, "io_uring"],
+        measure.URING + TWIN: [*serve, "io_uring"],
+        measure.EPOLL: [*serve, "epoll"],
     }
     wanted = options.servers.split(",") if options.servers else list(servers)
     return {label: start for label, start in servers.items() if label in wanted}
 
 
-def load(size, port, pid, script):
-    """Fetches a file again and again, and says what that took."""
-    name, length = SIZES[size]
-    url = f"http://127.0.0.1:{port}/{name}"
-    beside.output_of(["curl", "-sf", "-o", "/dev/null", url.replace("large", "small")], beside.LOAD_SECONDS_MAX)
-    before = beside.cpu_seconds(pid)
-    if size == "1 MiB":
-        command = ["wrk", "-t", "1", "-c", str(CONNECTIONS), "-d", f"{WRK_SECONDS}s", "-s", script, url]
-        text = beside.output_of(command, beside.LOAD_SECONDS_MAX)
-        found = re.search(r"bytes=(\d+) requests=(\d+) lost=(\d+)", text)
-        if not found or int(found.group(3)) or int(found.group(2)) == 0:
-            raise CannotMeasure(f"wrk got wrong answers: {text.strip()[-150:]}")
-        count = int(found.group(1))
-    else:
-        text = beside.output_of(["curl", "-sf", "-w", "%{size_download}\n", *(["-o", "/dev/null", url] * CURL_TIMES)], beside.LOAD_SECONDS_MAX)
-        counts = [int(word) for word in text.split()]
-        if counts != [length] * CURL_TIMES:
-            raise CannotMeasure(f"curl got {counts} bytes")
-        count = sum(counts)
-    spent = beside.cpu_seconds(pid) - before
-    return {CPU_A_BYTE: spent / count * 1e9, "bytes_per_cpu_s": count / spent, "bytes": count}
+def url(port, size):
+    return f"http://127.0.0.1:{port}/{SIZES[size][0]}"
+
+
+def wrk_load(script):
+    """Fetches the small file again and again."""
+    words = ["wrk", "-t", "1", "-c", str(CONNECTIONS), "-d", f"{WRK_SECONDS_MAX}s", "--timeout", f"{WRK_SECONDS_MAX}s", "-s", script]
+    return beside.Load(lambda port, *_: [*words, url(port, "1 MiB")], wrk_said, WRK_START_SECONDS, signal.SIGINT)
+
+
+def wrk_said(text):
+    found = re.search(r"bytes=(\d+) requests=(\d+) lost=(\d+)", text)
+    if not found or int(found[3]) or int(found[2]) == 0:
+        raise ValueError(f"wrk got wrong answers: {text.strip()[-150:]}")
+    return {"bytes": int(found[1])}
+
+
+def curl_load():
+    """Fetches the large file once."""
+    words = ["curl", "-sf", "-o", "/dev/null", "-w", "%{size_download}\\n"]
+    return beside.Load(lambda port, *_: [*words, url(port, "1 GiB")], curl_said, CURL_START_SECONDS)
+
+
+def curl_said(text):
+    if text.strip() != str(SIZES["1 GiB"][1]):
+        raise ValueError(f"curl got {text.strip()} bytes")
+    return {"bytes": int(text)}
 
 
 def report(runs):
@@ -179,14 +184,14 @@ def report(runs):
     labels = [label for label in (NGINX, measure.URING, measure.EPOLL) if any(label in runs.cells[size] for size in sizes)]
     rows = []
     for size in sizes:
-        medians = [runs.median(size, label, "bytes_per_cpu_s") for label in labels]
-        rows.append([size, *(f"{value / 1e9:.2f}" if value else "–" for value in medians)])
+        medians = [runs.median(size, label, ratios.CPU_A_GB) for label in labels]
+        rows.append([size, *(f"{1 / value:.2f}" if value else "–" for value in medians)])
     parts.append("### Gigabytes a second of server processor time, medians\n\n" + measure.table(["file", *labels], rows))
     rows = []
     for size in sizes:
-        noise = ratios.control(runs, size, measure.URING, measure.URING + TWIN, CPU_A_BYTE)
+        noise = ratios.control(runs, size, measure.URING, measure.URING + TWIN, ratios.CPU_A_GB)
         for label in labels[1:] if NGINX in labels else []:
-            ratio = ratios.paired(runs, size, label, NGINX, CPU_A_BYTE)
+            ratio = ratios.paired(runs, size, label, NGINX, ratios.CPU_A_GB)
             answer = measure.verdict(ratios.within(ratio, 1.0, noise))
             rows.append([size, label, measure.shown(ratio), f"{noise.upper:.3f}" if noise else "–", answer])
     header = ["file", "server", "its CPU time a byte / nginx's", "control", "as fast as nginx"]

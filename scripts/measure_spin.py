@@ -5,9 +5,17 @@
     scripts/measure_spin.py --analyse bench-out/spin-*.jsonl
 
 Each engine with and without polling: echoes of 64 bytes on 1 connection and on 50 as fast as they go, on 50 at 20,000 a second
-in all, and 50 connections on which nothing happens for half a second. The server runs on core 0, the load on core 1, in a
-network namespace of their own, in interleaved rounds and in another order each time. Needs root, the lab (built when it is
-missing) and a quiet machine. The exit code is 1 only if nothing could be measured. Six rounds take about 90 seconds.
+in all, and 50 connections on which nothing happens for a while. The servers run on core 0, the loads on core 1, in a network
+namespace of their own.
+
+Echoes as fast as they go are measured in turns of 100 ms, in an order that changes: so long that what waits meanwhile, one
+message on each connection, and the first messages of a turn, before a server polls again, are a few of thousands. A server
+whose load is stopped polls once more, for the window, and then parks, so that it takes nothing from the others; it is not
+stopped itself. Its share of a core is that of its own turns. At a fixed rate a load cannot be stopped, and connections on
+which nothing happens have no load: those are measured one after another, in interleaved rounds and in another order each time.
+
+Needs root, the lab (built when it is missing) and a quiet machine. The exit code is 1 only if nothing could be measured. Six
+rounds take about two minutes.
 """
 
 import argparse
@@ -21,14 +29,17 @@ import beside  # noqa: E402 (beside this file, wherever that is called from)
 import measure  # noqa: E402
 import ratios  # noqa: E402
 
-P50, SHARE = "p50_us", "srv_cpu_pct"
-IDLE, IDLE_CONNECTIONS, IDLE_SECONDS = "50 idle", 50, 0.5
+P50, SHARE = "p50_us", beside.SHARE
+IDLE, IDLE_CONNECTIONS, IDLE_SECONDS = "50 idle", 50, 0.3
+# Cell: connections, and what the load is told.
 CELLS = {
-    "1 connection": ["--mode=echo", "--conns=1", "--size=64", "--depth=1"],
-    "50 connections": ["--mode=echo", "--conns=50", "--size=64", "--depth=1"],
-    "50, 20,000/s": ["--mode=echo", "--conns=50", "--size=64", "--depth=1", "--rate=20000"],
-    IDLE: [],
+    "1 connection": (1, ["--mode=echo", "--conns=1", "--size=64", "--depth=1"]),
+    "50 connections": (50, ["--mode=echo", "--conns=50", "--size=64", "--depth=1"]),
+    "50, 20,000/s": (50, ["--mode=echo", "--conns=50", "--size=64", "--depth=1", "--rate=20000"]),
+    IDLE: (IDLE_CONNECTIONS, []),
 }
+IN_TURNS = ["1 connection", "50 connections"]
+TURN_SECONDS = 0.1
 SPINS = " spins"
 ENGINES = {measure.URING: "io_uring", measure.EPOLL: "epoll"}
 
@@ -37,6 +48,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     beside.common_options(parser)
     beside.lab_options(parser)
+    parser.add_argument("--cells", default="", help="only cells whose name contains this")
     parser.add_argument("--spin", default="50us", help="how long it polls (default: 50us)")
     return beside.report_on("measure_spin", parser.parse_args(), run_all, report)
 
@@ -52,12 +64,24 @@ def run_all(options):
     servers = {}
     for label, engine in ENGINES.items():
         words = [binary, "serve", "echo", "--listen", "0.0.0.0:{port}", "--engine", engine, "--log", "error"]
-        servers[label] = [*words, "--spin", "0"]
+        servers[label] = servers[label + measure.TWIN] = [*words, "--spin", "0"]
         servers[label + SPINS] = [*words, "--spin", options.spin]
-    for number, cell, label in bench.rounds(options.rounds, CELLS, servers):
-        load = idle if cell == IDLE else lambda port, pid: beside.loadgen(options, port, pid, CELLS[cell])
-        bench.run(number, cell, label, servers[label], load)
+    for cell in (cell for cell in CELLS if options.cells in cell):
+        with beside.Servers(servers) as started:
+            measure_cell(options, bench, cell, started)
     return [bench.file]
+
+
+def measure_cell(options, bench, cell, servers):
+    connections, words = CELLS[cell]
+    labels = list(servers.commands)
+    if cell in IN_TURNS:
+        load = beside.lab_load(options, words, connections, 64)._replace(slice_seconds=TURN_SECONDS)
+        bench.rounds_in_slices(options.rounds, cell, labels, servers, load, options.ms)
+        return
+    load = idle if cell == IDLE else lambda port, pid: beside.loadgen(options, port, pid, words)
+    for number, _, label in bench.rounds(options.rounds, [cell], labels):
+        bench.ask(number, cell, label, servers, load)
 
 
 def idle(port, pid):
@@ -90,9 +114,14 @@ def report(runs):
             for field in (P50, ratios.CPU, SHARE):
                 row += [shown(runs, cell, name, field) for name in (label, label + SPINS)]
             latency = ratios.paired(runs, cell, label + SPINS, label, P50)
-            rows.append([*row, measure.shown(latency)])
-    header = ["load", "server", "p50 µs", "polling", "CPU, µs a message", "polling", "CPU, % of a core", "polling", "p50 polling / not"]
-    return f"{beside.heading(runs)}\n\n### Polling before parking, both ways\n\n{measure.table(header, rows)}\n\n{measure.failures(runs)}"
+            noise = ratios.control(runs, cell, label, label + measure.TWIN, P50)
+            rows.append([*row, f"{latency.median:.3f} (≤ {latency.upper:.3f})" if latency else "–", f"{noise.upper:.3f}" if noise else "–"])
+    header = ["load", "server", "p50 µs", "polling", "CPU, µs a message", "polling", "CPU, % of a core", "polling", "p50 polling / not", "control"]
+    return (
+        f"{beside.heading(runs)}\n\n### Polling before parking, both ways\n\n{measure.table(header, rows)}\n\n"
+        "The median of paired rounds and its 95 % upper bound. *control*: the same bound between two identical servers that "
+        f"do not poll.\n\n{measure.failures(runs)}"
+    )
 
 
 if __name__ == "__main__":

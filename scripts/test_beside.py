@@ -157,7 +157,7 @@ class Cells(unittest.TestCase):
         self.assertEqual(measure.load_of("echo c50 s64 p16 rate=5"), ["--mode=echo", "--conns=50", "--size=64", "--depth=16", "--rate=5"])
 
     def test_a_fixed_rate_and_too_many_bytes_are_not_cut(self):
-        cells = {"echo c50 s64 p1": True, "echo c50 s64 p1 rate=5": False, "churn c64 s64": False, "echo c8000 s16384 p1": False}
+        cells = {"echo c50 s64 p1": True, "echo c50 s64 p1 rate=5": False, "churn c64 s64": True, "idle c8000 s64": False, "echo c8000 s16384 p1": False}
         self.assertEqual({cell: measure.is_sliced(cell) for cell in cells}, cells)
 
 
