@@ -5,9 +5,9 @@
     scripts/measure.py --analyse bench-out/*.jsonl --markdown bench-out/all.md
 
 It drives the lab (a load generator and the other servers), in a network namespace of its own: the servers on core 0, the
-loads on core 1. In a round of echo every server has its load, and they take turns of 40 ms, so that what the machine's
-speed does in the meantime it does to all of them; everything else is measured one after another, in an order that
-changes. Needs root for the namespace, and a quiet machine: build nothing meanwhile. What every number means is said in
+loads on core 1. In a round of echo or of short connections every server has its load, and they take turns of 40 ms and
+more, so that what the machine's speed does in the meantime it does to all of them. A fixed rate does not wait for its turn,
+and idle connections have no load: those are measured one after another, in an order that changes. Needs root for the namespace, and a quiet machine: build nothing meanwhile. What every number means is said in
 ratios.py. The exit code is 0 whatever the verdicts are, and 1 only if nothing could be measured. All servers in all cells
 (`--suite full`) take 5 minutes a round.
 """
@@ -110,9 +110,9 @@ def measure_cell(options, bench, cell, servers, labels):
 
 
 def is_sliced(cell):
-    """Whether all servers of a cell can be under load at once, each in its turn: not at a fixed rate, which does not wait, and
-    not with more bytes under way than the kernel grants TCP."""
-    if not cell.startswith("echo") or "rate=" in cell:
+    """Whether all servers of a cell can be under load at once, each in its turn: not at a fixed rate, which does not wait, not
+    without a load, and not with more bytes under way than the kernel grants TCP."""
+    if cell.startswith("idle") or "rate=" in cell:
         return False
     return ratios.connections(cell) * size_of(cell) <= MAX_BYTES_UNDER_WAY
 
@@ -157,10 +157,13 @@ def report(runs):
         parts += [medians(runs, echo), envelope(runs, echo), beside_itself(runs, echo)]
         parts += [runtimes(runs, echo, subject) for subject in (URING, TASKS)]
         parts.append(ping_pong(runs, echo))
-    parts.append(plain(runs, [cell for cell in runs.cells if "rate=" in cell], "At a fixed rate", [
+    rates = [cell for cell in runs.cells if "rate=" in cell]
+    parts.append(plain(runs, rates, "At a fixed rate", [
         ("p50, µs", "p50_us"), ("p99, µs", "p99_us"), ("CPU, µs a message", ratios.CPU)]))
-    parts.append(plain(runs, [cell for cell in runs.cells if cell.startswith("churn")], "Connect, one echo, close", [
-        ("connections a second", "msgs_s"), ("CPU, µs each", ratios.CPU), ("p99, µs", "p99_us")]))
+    parts.append(controls(runs, rates))
+    churns = [cell for cell in runs.cells if cell.startswith("churn")]
+    parts.append(plain(runs, churns, "Connect, one echo, close", [("CPU, µs each", ratios.CPU), ("p50, µs", "p50_us")]))
+    parts.append(controls(runs, churns))
     parts.append(plain(runs, [cell for cell in runs.cells if cell.startswith("idle")], "Idle connections", [
         ("bytes each, never used", "bytes_per_conn_fresh"), ("bytes each, after an echo", "bytes_per_conn_used")]))
     parts.append(failures(runs))
@@ -311,6 +314,17 @@ def plain(runs, cells, title, columns):
     if not rows:
         return ""
     return f"### {title}\n\n" + table(["cell", "server", *(name for name, _ in columns)], rows)
+
+
+def controls(runs, cells):
+    """How far apart two identical servers are, for the tables without a verdict."""
+    found = []
+    for cell in cells:
+        for name in (URING, EPOLL):
+            noise = ratios.control(runs, cell, name, name + TWIN)
+            if noise:
+                found.append(f"{name} at {short(cell)} {noise.upper:.3f}")
+    return f"CPU time between two identical servers, 95 % upper bound: {'; '.join(found)}." if found else ""
 
 
 def failures(runs):
