@@ -3,6 +3,7 @@
 //! They are registered for writing only while the kernel takes no more. Every datagram that leaves makes room in the
 //! socket's buffer, so that each send would be an edge otherwise, and each wait would end at once for nothing.
 
+use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
@@ -27,7 +28,7 @@ pub(super) struct Datagrams {
     ports: Table<Option<Box<Port>>>,
     memory: Option<(Pool, Box<Batches>)>,
     /// Ports with datagrams to send.
-    flush: Vec<UdpId>,
+    flush: VecDeque<UdpId>,
     /// Ports that found no buffer.
     starved: Vec<UdpId>,
 }
@@ -35,7 +36,7 @@ pub(super) struct Datagrams {
 impl Datagrams {
     pub(super) fn new(config: &EngineConfig) -> Self {
         let config = config.clone();
-        Self { config, ports: Table::new(), memory: None, flush: Vec::new(), starved: Vec::new() }
+        Self { config, ports: Table::new(), memory: None, flush: VecDeque::new(), starved: Vec::new() }
     }
 
     fn port(&mut self, id: UdpId) -> Option<&mut Port> {
@@ -87,7 +88,7 @@ impl Datagrams {
         let Some(port) = self.ports.get_mut(id).and_then(Option::as_deref_mut) else { return SendTo::Closed(data) };
         let outcome = port.push(to, data, stats);
         if !std::mem::replace(&mut port.flushing, true) {
-            self.flush.push(id);
+            self.flush.push_back(id);
         }
         if port.has_batch()
             && let Some((_, batches)) = &mut self.memory
@@ -100,7 +101,9 @@ impl Datagrams {
     /// Sends what waits, before the engine sleeps.
     pub(super) fn flush(&mut self, registry: &mio::Registry, turn: &mut Turn, stats: &mut EngineStats) {
         let Some((_, batches)) = &mut self.memory else { return };
-        for id in std::mem::take(&mut self.flush) {
+        // Those that are put there meanwhile have their turn next time.
+        for _ in 0..self.flush.len() {
+            let Some(id) = self.flush.pop_front() else { break };
             let Some(port) = self.ports.get_mut(id).and_then(Option::as_deref_mut) else { continue };
             port.flushing = false;
             port.flush(batches, stats);
@@ -109,7 +112,7 @@ impl Datagrams {
             }
             if port.unsent() > 0 && !port.blocked {
                 port.flushing = true;
-                self.flush.push(id);
+                self.flush.push_back(id);
             }
             if port.has_news() {
                 turn.queue_port(id, port);
@@ -219,7 +222,7 @@ impl ReadinessEngine {
                 return Some(event);
             }
             if port.unsent() > 0 && !port.blocked && !std::mem::replace(&mut port.flushing, true) {
-                flush.push(id);
+                flush.push_back(id);
             }
             if !port.wanted || !port.readable || port.starved {
                 return None;

@@ -68,7 +68,7 @@ pub(super) struct Datagrams {
     current: Option<UdpId>,
     current_bytes: usize,
     /// Ports with datagrams to send, and those that found no buffer.
-    flush: Vec<UdpId>,
+    flush: VecDeque<UdpId>,
     starved: Vec<UdpId>,
 }
 
@@ -105,7 +105,7 @@ impl Datagrams {
             turn: 0,
             current: None,
             current_bytes: 0,
-            flush: Vec::new(),
+            flush: VecDeque::new(),
             starved: Vec::new(),
         }
     }
@@ -198,7 +198,7 @@ impl Datagrams {
         let port = &mut armed.port;
         let outcome = port.push(to, data, stats);
         if !std::mem::replace(&mut port.flushing, true) {
-            self.flush.push(id);
+            self.flush.push_back(id);
         }
         if port.has_batch()
             && let Some(memory) = &mut self.memory
@@ -333,7 +333,9 @@ impl UringEngine {
         if let Some(id) = self.udp.current.take() {
             self.udp.enqueue(id);
         }
-        for id in std::mem::take(&mut self.udp.flush) {
+        // Those that are put there meanwhile have their turn next time.
+        for _ in 0..self.udp.flush.len() {
+            let Some(id) = self.udp.flush.pop_front() else { break };
             self.flush_port(id);
         }
         let Datagrams { memory, starved, .. } = &mut *self.udp;
@@ -373,7 +375,7 @@ impl UringEngine {
         let (news, blocked) = (port.has_news(), port.blocked);
         if port.unsent() > 0 && !blocked {
             port.flushing = true;
-            self.udp.flush.push(id);
+            self.udp.flush.push_back(id);
         }
         if news {
             self.udp.enqueue(id);
@@ -551,7 +553,7 @@ impl UringEngine {
         if bit == POLL_OUT {
             armed.port.blocked = false;
             if !std::mem::replace(&mut armed.port.flushing, true) {
-                self.udp.flush.push(id);
+                self.udp.flush.push_back(id);
             }
             return None;
         }
