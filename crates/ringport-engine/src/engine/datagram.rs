@@ -19,7 +19,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use super::contract::{DATAGRAMS_QUEUED_MAX, EngineConfig, EngineStats, Event, SendTo};
 use super::datagram_calls::{self as calls, Ancillary};
@@ -521,6 +521,23 @@ impl ReceiveBatch {
         }
         Ok(received)
     }
+}
+
+/// Receives one message.
+///
+/// # Safety
+///
+/// It points to room for an address, data and control data that is writable during the call and shared with nobody.
+pub(crate) unsafe fn receive_one(fd: BorrowedFd<'_>, message: &mut Message) -> io::Result<usize> {
+    // SAFETY: the caller vouches for what the message points to.
+    let bytes = unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut message.header, libc::MSG_DONTWAIT) };
+    message.length = answer(bytes)? as libc::c_uint;
+    Ok(1)
+}
+
+/// What a call answered, as a number or as the error that it left.
+pub(crate) fn answer(answer: isize) -> io::Result<usize> {
+    usize::try_from(answer).map_err(|_| io::Error::last_os_error())
 }
 
 /// The IP address in `storage`; `None` if the kernel wrote none.

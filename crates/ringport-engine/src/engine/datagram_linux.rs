@@ -4,7 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use super::datagram::{self, CONTROL_BYTES, Control, Message};
+use super::datagram::{self, CONTROL_BYTES, Control, Message, answer};
 use super::platform::SEND_FLAGS;
 
 const _: () = assert!(size_of::<Message>() == size_of::<libc::mmsghdr>());
@@ -129,15 +129,8 @@ pub(crate) unsafe fn receive(fd: BorrowedFd<'_>, messages: &mut [Message], many:
             unsafe { libc::recvmmsg(fd.as_raw_fd(), address, count, libc::MSG_DONTWAIT as _, none) } as isize
         );
     }
-    let message = &mut messages[0];
     // SAFETY: as above.
-    let bytes = unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut message.header, libc::MSG_DONTWAIT) };
-    message.length = answer(bytes)? as libc::c_uint;
-    Ok(1)
-}
-
-fn answer(answer: isize) -> io::Result<usize> {
-    usize::try_from(answer).map_err(|_| io::Error::last_os_error())
+    unsafe { datagram::receive_one(fd, &mut messages[0]) }
 }
 
 /// An error from the network in the socket's error queue (`MSG_ERRQUEUE`, see recvmsg(2) and ip(7)): to whom the datagram

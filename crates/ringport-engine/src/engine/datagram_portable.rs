@@ -4,7 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use super::datagram::{Control, Message};
+use super::datagram::{self, Control, Message, answer};
 use super::platform::SEND_FLAGS;
 
 /// What came beside a datagram: nothing here.
@@ -56,15 +56,8 @@ pub(crate) unsafe fn send(fd: BorrowedFd<'_>, messages: &mut [Message], _: bool)
 ///
 /// It points to room for an address and data that is writable during the call and shared with nobody.
 pub(crate) unsafe fn receive(fd: BorrowedFd<'_>, messages: &mut [Message], _: bool) -> io::Result<usize> {
-    let message = &mut messages[0];
     // SAFETY: the caller vouches for what the message points to.
-    let bytes = unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut message.header, libc::MSG_DONTWAIT) };
-    message.length = answer(bytes)? as libc::c_uint;
-    Ok(1)
-}
-
-fn answer(answer: isize) -> io::Result<usize> {
-    usize::try_from(answer).map_err(|_| io::Error::last_os_error())
+    unsafe { datagram::receive_one(fd, &mut messages[0]) }
 }
 
 /// There is no error queue here.
