@@ -141,13 +141,15 @@ class Verdicts(unittest.TestCase):
         runs = Runs()
         for cell, fields in (
             ("echo c50 s64 p1 rate=50000", {"p50_us": 20.5, "p99_us": 41, CPU: 4.2}),
-            ("churn", {"msgs_s": 55321, "p99_us": 900, CPU: 15.2}),
+            ("churn c64 s64", {"p50_us": 900, CPU: 15.2}),
             ("idle c8000", {"bytes_per_conn_fresh": 47, "bytes_per_conn_used": 73}),
         ):
             runs.add({"cell": cell, "label": "ringport-uring", "round": 0, **fields})
+        runs.add({"cell": "churn c64 s64", "label": "ringport-uring-2", "round": 0, CPU: 14.9})
         text = measure.report(runs)
         self.assertIn("| 50 × 64, rate=50000 | ringport-uring | 20.5 | 41 | 4.2 |", text)
-        self.assertIn("| churn | ringport-uring | 55,321 | 15.2 | 900 |", text)
+        self.assertIn("| churn c64 s64 | ringport-uring | 15.2 | 900 |", text)
+        self.assertIn("ringport-uring at churn c64 s64 1.020.", text)
         self.assertIn("| idle c8000 | ringport-uring | 47 | 73 |", text)
 
     def test_runtimes_are_judged_by_their_bounds(self):
