@@ -21,97 +21,104 @@ fn tokio() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_time().build().expect("tokio starts")
 }
 
+/// Another runtime, whose tasks use the streams of a hub.
+trait Elsewhere {
+    /// Starts a task. What is returned ends with it.
+    fn spawn(task: impl Future<Output = ()> + Send + 'static) -> impl Future<Output = ()> + Send;
+    /// Drops a future that takes longer.
+    fn within<T: Send>(
+        time: Duration,
+        future: impl Future<Output = T> + Send,
+    ) -> impl Future<Output = Option<T>> + Send;
+}
+
+struct Tokio;
+
+impl Elsewhere for Tokio {
+    fn spawn(task: impl Future<Output = ()> + Send + 'static) -> impl Future<Output = ()> + Send {
+        let task = tokio::spawn(task);
+        async { task.await.expect("it ends well") }
+    }
+
+    async fn within<T: Send>(time: Duration, future: impl Future<Output = T> + Send) -> Option<T> {
+        tokio::time::timeout(time, future).await.ok()
+    }
+}
+
+struct Smol;
+
+impl Elsewhere for Smol {
+    fn spawn(task: impl Future<Output = ()> + Send + 'static) -> impl Future<Output = ()> + Send {
+        smol::spawn(task)
+    }
+
+    async fn within<T: Send>(time: Duration, future: impl Future<Output = T> + Send) -> Option<T> {
+        let over = async {
+            smol::Timer::after(time).await;
+            None
+        };
+        smol::future::or(async { Some(future.await) }, over).await
+    }
+}
+
+/// Tasks that send and receive at the same time, each on a stream of its own.
+async fn tasks_send_and_receive<E: Elsewhere>(hub: Arc<Hub>) {
+    let to = hub.running().addresses()[0].clone();
+    let mut tasks = Vec::new();
+    for number in 0..8 {
+        let (hub, to) = (Arc::clone(&hub), to.clone());
+        tasks.push(E::spawn(async move {
+            let stream = Arc::new(hub.connect(to).await.expect("it accepts"));
+            let data = pattern(500_000 + number);
+            let (sender, sent) = (Arc::clone(&stream), data.clone());
+            let sending = E::spawn(async move {
+                for piece in sent.chunks(30_000) {
+                    sender.send(piece.to_vec()).await.expect("it takes data");
+                }
+                sender.shutdown().await.expect("it takes all");
+                assert_eq!(sender.send("more").await.unwrap_err().kind(), ErrorKind::BrokenPipe);
+            });
+            let mut back = Vec::new();
+            // A receive that is dropped loses nothing.
+            loop {
+                match E::within(Duration::from_micros(50), stream.recv()).await {
+                    Some(Ok(Some(piece))) => back.extend_from_slice(&piece),
+                    Some(end) => break assert!(end.expect("an end in order").is_none()),
+                    None => {}
+                }
+            }
+            assert!(back == data, "{} of {} bytes", back.len(), data.len());
+            sending.await;
+        }));
+    }
+    for task in tasks {
+        task.await;
+    }
+}
+
+/// Nothing is open any more, and the hub ends in order.
+fn check_the_end(hub: Arc<Hub>) {
+    let hub = Arc::into_inner(hub).expect("nobody else holds it");
+    let stats = hub.running().handle();
+    hub.close().expect("it ends in order");
+    assert_eq!(stats.stats().connections, 0);
+}
+
 #[test]
 fn tokio_tasks_send_and_receive() {
     each_hub(|hub| {
-        let to = hub.running().addresses()[0].clone();
-        let (hub, runtime) = (Arc::new(hub), tokio());
-        runtime.block_on(async {
-            let mut tasks = Vec::new();
-            for number in 0..8 {
-                let (hub, to) = (Arc::clone(&hub), to.clone());
-                tasks.push(tokio::spawn(async move {
-                    let stream = Arc::new(hub.connect(to).await.expect("it accepts"));
-                    let data = pattern(500_000 + number);
-                    let (sender, sent) = (Arc::clone(&stream), data.clone());
-                    let sending = tokio::spawn(async move {
-                        for piece in sent.chunks(30_000) {
-                            sender.send(piece.to_vec()).await.expect("it takes data");
-                        }
-                        sender.shutdown().await.expect("it takes all");
-                        assert_eq!(sender.send("more").await.unwrap_err().kind(), ErrorKind::BrokenPipe);
-                    });
-                    let mut back = Vec::new();
-                    // A receive that is dropped loses nothing.
-                    loop {
-                        match tokio::time::timeout(Duration::from_micros(50), stream.recv()).await {
-                            Ok(Ok(Some(piece))) => back.extend_from_slice(&piece),
-                            Ok(end) => break assert!(end.expect("an end in order").is_none()),
-                            Err(_) => {}
-                        }
-                    }
-                    assert!(back == data, "{} of {} bytes", back.len(), data.len());
-                    sending.await.expect("it ends well");
-                }));
-            }
-            for task in tasks {
-                task.await.expect("it ends well");
-            }
-        });
-        drop(runtime);
-        let hub = Arc::into_inner(hub).expect("nobody else holds it");
-        let stats = hub.running().handle();
-        hub.close().expect("it ends in order");
-        assert_eq!(stats.stats().connections, 0);
+        let hub = Arc::new(hub);
+        tokio().block_on(tasks_send_and_receive::<Tokio>(Arc::clone(&hub)));
+        check_the_end(hub);
     });
 }
 
-/// As `tokio_tasks_send_and_receive`, on the threads of another executor.
 #[test]
 fn smol_tasks_send_and_receive() {
     each_hub(|hub| {
-        let to = hub.running().addresses()[0].clone();
         let hub = Arc::new(hub);
-        smol::block_on(async {
-            let mut tasks = Vec::new();
-            for number in 0..8 {
-                let (hub, to) = (Arc::clone(&hub), to.clone());
-                tasks.push(smol::spawn(async move {
-                    let stream = Arc::new(hub.connect(to).await.expect("it accepts"));
-                    let data = pattern(500_000 + number);
-                    let (sender, sent) = (Arc::clone(&stream), data.clone());
-                    let sending = smol::spawn(async move {
-                        for piece in sent.chunks(30_000) {
-                            sender.send(piece.to_vec()).await.expect("it takes data");
-                        }
-                        sender.shutdown().await.expect("it takes all");
-                        assert_eq!(sender.send("more").await.unwrap_err().kind(), ErrorKind::BrokenPipe);
-                    });
-                    let mut back = Vec::new();
-                    // A receive that is dropped loses nothing.
-                    loop {
-                        let over = async {
-                            smol::Timer::after(Duration::from_micros(50)).await;
-                            None
-                        };
-                        match smol::future::or(async { Some(stream.recv().await) }, over).await {
-                            Some(Ok(Some(piece))) => back.extend_from_slice(&piece),
-                            Some(end) => break assert!(end.expect("an end in order").is_none()),
-                            None => {}
-                        }
-                    }
-                    assert!(back == data, "{} of {} bytes", back.len(), data.len());
-                    sending.await;
-                }));
-            }
-            for task in tasks {
-                task.await;
-            }
-        });
-        let hub = Arc::into_inner(hub).expect("nobody else holds it");
-        let stats = hub.running().handle();
-        hub.close().expect("it ends in order");
-        assert_eq!(stats.stats().connections, 0);
+        smol::block_on(tasks_send_and_receive::<Smol>(Arc::clone(&hub)));
+        check_the_end(hub);
     });
 }
 
