@@ -9,7 +9,7 @@ loads on core 1. In a round of echo or of short connections every server has its
 more, so that what the machine's speed does in the meantime it does to all of them. A fixed rate does not wait for its turn,
 and idle connections have no load: those are measured one after another, in an order that changes. Needs root for the namespace, and a quiet machine: build nothing meanwhile. What every number means is said in
 ratios.py. The exit code is 0 whatever the verdicts are, and 1 only if nothing could be measured. All servers in all cells
-(`--suite full`) take 5 minutes a round.
+(`--suite full`) take 5 minutes a round; a round of `churn` takes 15 seconds, of `open` 30, of `idle` 40.
 """
 
 import argparse
