@@ -158,12 +158,12 @@ def report(runs):
         parts += [runtimes(runs, echo, subject) for subject in (URING, TASKS)]
         parts.append(ping_pong(runs, echo))
     rates = [cell for cell in runs.cells if "rate=" in cell]
-    parts.append(plain(runs, rates, "At a fixed rate", [
-        ("p50, µs", "p50_us"), ("p99, µs", "p99_us"), ("CPU, µs a message", ratios.CPU)]))
-    parts.append(controls(runs, rates))
+    latencies = [("p50, µs", "p50_us"), ("p99, µs", "p99_us")]
+    parts.append(plain(runs, rates, "At a fixed rate", [*latencies, ("CPU, µs a message", ratios.CPU)]))
+    parts.append(no_worse(runs, rates, ENVELOPE, "the best hand-written server", latencies))
     churns = [cell for cell in runs.cells if cell.startswith("churn")]
     parts.append(plain(runs, churns, "Connect, one echo, close", [("CPU, µs each", ratios.CPU), ("p50, µs", "p50_us")]))
-    parts.append(controls(runs, churns))
+    parts.append(no_worse(runs, churns, ["libuv"], "libuv", [("CPU, µs each", ratios.CPU)]))
     parts.append(plain(runs, [cell for cell in runs.cells if cell.startswith("idle")], "Idle connections", [
         ("bytes each, never used", "bytes_per_conn_fresh"), ("bytes each, after an echo", "bytes_per_conn_used")]))
     parts.append(failures(runs))
@@ -302,7 +302,9 @@ def runtimes(runs, cells, subject):
 
 def ping_pong(runs, cells):
     single = [cell for cell in cells if ratios.connections(cell) == 1]
-    return plain(runs, single, "One connection", [("p50, µs", "p50_us"), ("p99, µs", "p99_us")])
+    latencies = [("p50, µs", "p50_us"), ("p99, µs", "p99_us")]
+    verdicts = no_worse(runs, single, RUNTIMES, "the best runtime", latencies[:1])
+    return "\n\n".join(part for part in (plain(runs, single, "One connection", latencies), verdicts) if part)
 
 
 def plain(runs, cells, title, columns):
@@ -316,15 +318,17 @@ def plain(runs, cells, title, columns):
     return f"### {title}\n\n" + table(["cell", "server", *(name for name, _ in columns)], rows)
 
 
-def controls(runs, cells):
-    """How far apart two identical servers are, for the tables without a verdict."""
-    found = []
+def no_worse(runs, cells, columns, whom, fields):
+    """Whether our servers are no worse in these fields than the best of the columns."""
+    rows = []
     for cell in cells:
-        for name in (URING, EPOLL):
-            noise = ratios.control(runs, cell, name, name + TWIN)
-            if noise:
-                found.append(f"{name} at {short(cell)} {noise.upper:.3f}")
-    return f"CPU time between two identical servers, 95 % upper bound: {'; '.join(found)}." if found else ""
+        for title, field in fields:
+            for name in (URING, EPOLL):
+                ratio = ratios.against_best(runs, cell, name, columns, field)
+                noise = ratios.control(runs, cell, name, name + TWIN, field)
+                if ratio and noise:
+                    rows.append([short(cell), title.split(",")[0], name, shown(ratio), f"{noise.upper:.3f}", verdict(ratios.within(ratio, 1.0, noise))])
+    return table(["cell", "what", "server", f"its own / that of {whom}", "control", "no worse"], rows) if rows else ""
 
 
 def failures(runs):

@@ -145,12 +145,21 @@ class Verdicts(unittest.TestCase):
             ("idle c8000", {"bytes_per_conn_fresh": 47, "bytes_per_conn_used": 73}),
         ):
             runs.add({"cell": cell, "label": "ringport-uring", "round": 0, **fields})
-        runs.add({"cell": "churn c64 s64", "label": "ringport-uring-2", "round": 0, CPU: 14.9})
         text = measure.report(runs)
         self.assertIn("| 50 × 64, rate=50000 | ringport-uring | 20.5 | 41 | 4.2 |", text)
         self.assertIn("| churn c64 s64 | ringport-uring | 15.2 | 900 |", text)
-        self.assertIn("ringport-uring at churn c64 s64 1.020.", text)
         self.assertIn("| idle c8000 | ringport-uring | 47 | 73 |", text)
+
+    def test_latencies_and_short_connections_are_judged_beside_the_best(self):
+        ours = {"ringport-uring": 1.0, "ringport-uring-2": 1.0, "ringport-epoll": 1.3, "ringport-epoll-2": 1.3}
+        text = measure.report(made_up(ours | {"libuv": 1.1, "tokio": 0.5}, cell="churn c64 s64", spread=0.002))
+        self.assertRegex(text, r"churn c64 s64 \| CPU \| ringport-uring \| 0.9\d+ \(≤ 0.9\d+, libuv\) \| 1.0\d+ \| yes")
+        self.assertRegex(text, r"churn c64 s64 \| CPU \| ringport-epoll \| .* \| \*\*no\*\*")
+        runs = Runs()
+        for number in range(8):
+            for label, p50 in {"ringport-uring": 30, "ringport-uring-2": 31, "tokio": 33, "libuv": 34, "limit-poll": 20}.items():
+                runs.add({"cell": "echo c1 s64 p1", "label": label, "round": number, CPU: 1.0, "p50_us": p50})
+        self.assertRegex(measure.report(runs), r"1 × 64 \| p50 \| ringport-uring \| 0.909 \(≤ 0.909, tokio\) \| .* \| yes")
 
     def test_runtimes_are_judged_by_their_bounds(self):
         costs = {"ringport-uring": 1.0, "ringport-uring-2": 1.0, "tokio": 1.1, "monoio": 1.5, "smol": 0.9}
