@@ -140,6 +140,15 @@ impl SendQueue {
         }
     }
 
+    /// Takes the only piece if it is as [`Self::only`] has it.
+    #[allow(dead_code, reason = "only io_uring sends later what it takes")]
+    #[inline]
+    pub(crate) fn take_only(&mut self) -> Option<Chunk> {
+        self.only()?;
+        self.bytes = 0;
+        self.front.take()
+    }
+
     /// Drops the only piece.
     #[allow(dead_code, reason = "the engines of Windows send in their own way")]
     #[inline]

@@ -262,11 +262,15 @@ impl<E: Engine> Worker<E> {
 
     /// Everything of a turn that may call a handler. After a panic it is called again and goes on.
     fn work(&mut self, letters: &mut usize) {
-        while let Some(event) = self.engine.next() {
+        loop {
+            // Matched as it comes, so that the two that nearly every message has are not moved as a whole.
+            let next = self.engine.next();
             self.look_ahead();
-            match event {
-                Event::Received { conn, buf } => self.received(conn, buf),
-                other => self.event(other),
+            match next {
+                Some(Event::Received { conn, buf }) => self.received(conn, buf),
+                Some(Event::Sent { conn, bytes, idle }) => self.sent(conn, bytes, idle),
+                Some(other) => self.event(other),
+                None => break,
             }
         }
         while *letters > 0
@@ -299,11 +303,10 @@ impl<E: Engine> Worker<E> {
         }
     }
 
-    /// All events but the one that nearly every message is.
+    /// All events but those that nearly every message has.
     #[inline(never)]
     fn event(&mut self, event: Event) {
         match event {
-            Event::Sent { conn, bytes, idle } => self.sent(conn, bytes, idle),
             Event::Accepted { listener, socket } => self.accepted(listener, socket),
             Event::Connected { conn } => self.connected(conn),
             Event::PeerClosed { conn } => self.peer_closed(conn),

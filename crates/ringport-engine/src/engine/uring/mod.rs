@@ -484,10 +484,11 @@ impl Engine for UringEngine {
         if self.events_left == 0 {
             return None;
         }
-        let event = self.next_event()?;
-        self.events_left -= 1;
-        self.stats.events += 1;
-        Some(event)
+        // Counted without taking it apart: that would move it.
+        let event = self.next_event();
+        self.events_left -= usize::from(event.is_some());
+        self.stats.events += u64::from(event.is_some());
+        event
     }
 
     #[inline]

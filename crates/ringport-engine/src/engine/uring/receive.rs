@@ -112,27 +112,43 @@ impl UringEngine {
 
     #[inline]
     pub(super) fn on_receive(&mut self, completion: Completion) -> Option<Event> {
-        let buf = self.filled(completion);
-        let (id, conn) = self.conn_of(completion)?;
+        let Some((id, conn)) = self.conn_of(completion) else {
+            drop(self.filled(completion));
+            return None;
+        };
         let mut settle = false;
         if !completion.more() {
             conn.disarm(Op::Receive);
             settle = true;
         }
         if completion.result <= 0 {
+            drop(self.filled(completion));
             self.receive_ended(id, completion.result);
             return self.report_eof(id, completion.result);
         }
         let closing = conn.state == State::Closing;
-        settle |= self.adapt(id, completion.result as usize);
+        let bytes = completion.result as usize;
+        settle |= self.adapt(id, bytes);
         if settle {
             self.settle(id);
         }
-        let buf = buf?;
         if self.run != Some(id) {
             (self.run, self.run_bytes) = (Some(id), 0);
         }
-        self.run_bytes += buf.len();
+        self.run_bytes += bytes;
+        if closing || self.pool.is_low(SlotClass::Small) {
+            return self.received_otherwise(id, completion, closing);
+        }
+        let (Some(buffer), Some(buffers)) = (completion.buffer(), self.buffers.as_mut()) else { return None };
+        // Only now, so that it is made where the event has it: each move of what was just written stalls the processor.
+        // SAFETY: the completion was just taken from the ring, and names the buffer.
+        Some(Event::Received { conn: id, buf: unsafe { buffers.take(&self.pool, buffer, bytes as u32) } })
+    }
+
+    /// Slots are low, so that the bytes are copied out of theirs, or nobody wants them any more.
+    #[cold]
+    fn received_otherwise(&mut self, id: ConnId, completion: Completion, closing: bool) -> Option<Event> {
+        let buf = self.filled(completion)?;
         if closing { None } else { Some(Event::Received { conn: id, buf: self.pool.relieve(buf, SlotClass::Small) }) }
     }
 

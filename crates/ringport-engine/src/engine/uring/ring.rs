@@ -177,10 +177,13 @@ impl Ring {
 
     /// Queues an operation for the next [`Ring::enter`].
     ///
+    /// Inlined, and the entry is handed on by its address to nobody, so that it is written where the kernel reads it and
+    /// not put together elsewhere first: reading a line right after it was written in small parts stalls the processor.
+    ///
     /// # Safety
     ///
     /// Memory that `entry` points to stays valid until its terminal completion has been taken from this ring.
-    #[inline]
+    #[inline(always)]
     pub(super) unsafe fn push(&mut self, entry: &squeue::Entry) {
         if self.held_back.is_empty() {
             // SAFETY: the caller vouches for the memory.
@@ -188,13 +191,13 @@ impl Ring {
                 return;
             }
         }
-        self.push_slowly(entry);
+        self.push_slowly(entry.clone());
     }
 
     /// The queue is full: the kernel takes its entries now, or this one has to wait for that.
     #[cold]
-    fn push_slowly(&mut self, entry: &squeue::Entry) {
-        self.held_back.push_back(entry.clone());
+    fn push_slowly(&mut self, entry: squeue::Entry) {
+        self.held_back.push_back(entry);
         let queued = self.uring.submission().len() as u32;
         self.enters += 1;
         // SAFETY: no argument is passed. A refusal leaves the entries in the queue for the next enter.

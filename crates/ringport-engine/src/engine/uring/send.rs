@@ -3,7 +3,8 @@
 use std::io;
 use std::os::fd::AsFd;
 
-use io_uring::opcode;
+use io_uring::types::Fd;
+use io_uring::{opcode, squeue};
 
 use super::ring::Completion;
 use super::zero::is_for_loan;
@@ -105,6 +106,16 @@ impl Flight {
     }
 }
 
+/// The operation that sends one piece.
+#[inline]
+fn send_entry(fd: Fd, piece: &Chunk) -> squeue::Entry {
+    let data = piece.as_slice();
+    // A piece of 4 GiB or more goes in parts; the completion says how much went.
+    let length = u32::try_from(data.len()).unwrap_or(u32::MAX);
+    let urgent = if matches!(piece, Chunk::Urgent(_)) { libc::MSG_OOB } else { 0 };
+    opcode::Send::new(fd, data.as_ptr(), length).flags(FLAGS | urgent).build()
+}
+
 /// Whether a file stands behind the first piece.
 #[inline]
 fn file_is_next(queue: &SendQueue) -> bool {
@@ -129,11 +140,31 @@ impl UringEngine {
         if conn.state != State::Open || conn.finishing || conn.is_sending() {
             return NOTHING;
         }
+        let at_once = self.send_at_once || conn.mode != Mode::Multishot || alone;
+        if !at_once
+            && self.zero_copy_above.is_none()
+            && let Some(piece) = queue.take_only()
+        {
+            conn.flight = Flight::One(piece);
+            conn.arm(Op::Send);
+            let Flight::One(piece) = &conn.flight else { return NOTHING };
+            let entry = send_entry(conn.target(), piece).user_data(Op::Send.tag(id));
+            // SAFETY: as in `submit_flight`.
+            unsafe { self.ring.push(&entry) };
+            return SendProgress { bytes: 0, idle: false };
+        }
+        self.start_other_send(id, queue, at_once)
+    }
+
+    /// What most sends are not: at once, of several pieces, of a file, on loan.
+    #[inline(never)]
+    fn start_other_send(&mut self, id: ConnId, queue: &mut SendQueue, at_once: bool) -> SendProgress {
+        const NOTHING: SendProgress = SendProgress { bytes: 0, idle: false };
+        let Some(conn) = self.conns.get_mut(id) else { return NOTHING };
         if queue.is_empty() {
             return SendProgress { bytes: 0, idle: true };
         }
         let mut bytes = 0;
-        let at_once = self.send_at_once || conn.mode != Mode::Multishot || alone;
         let loan = queue.front().is_some_and(|piece| is_for_loan(self.zero_copy_above, piece));
         // What stands before a file goes with it: two turns less than by itself.
         if !loan && (at_once || file_is_next(queue)) || matches!(queue.front(), Some(Chunk::File(_))) {
@@ -194,13 +225,7 @@ impl UringEngine {
         let fd = conn.target();
         let entry = match &mut conn.flight {
             Flight::None | Flight::Address(_) | Flight::ZeroCopy(_) => return,
-            Flight::One(piece) => {
-                let data = piece.as_slice();
-                // A piece of 4 GiB or more goes in parts; the completion says how much went.
-                let length = u32::try_from(data.len()).unwrap_or(u32::MAX);
-                let urgent = if matches!(piece, Chunk::Urgent(_)) { libc::MSG_OOB } else { 0 };
-                opcode::Send::new(fd, data.as_ptr(), length).flags(FLAGS | urgent).build()
-            }
+            Flight::One(piece) => send_entry(fd, piece),
             Flight::Many(batch) => opcode::SendMsg::new(fd, batch.describe()).flags(FLAGS as u32).build(),
             Flight::Polled(_) => opcode::PollAdd::new(fd, libc::EPOLLOUT as u32).build(),
         };
@@ -214,6 +239,21 @@ impl UringEngine {
     pub(super) fn on_send(&mut self, completion: Completion) -> Option<Event> {
         let (id, conn) = self.conn_of(completion)?;
         conn.disarm(Op::Send);
+        if let Flight::One(Chunk::Buf(buf)) = &conn.flight
+            && usize::try_from(completion.result) == Ok(buf.len())
+            && conn.state == State::Open
+            && !conn.finishing
+        {
+            conn.flight = Flight::None; // Which drops the buffer where it is.
+            return Some(Event::Sent { conn: id, bytes: completion.result as usize, idle: true });
+        }
+        self.on_other_send(id, completion)
+    }
+
+    /// What the completion of a send seldom is: not of one buffer that went whole.
+    #[inline(never)]
+    fn on_other_send(&mut self, id: ConnId, completion: Completion) -> Option<Event> {
+        let conn = self.conns.get_mut(id)?;
         if completion.result < 0 {
             self.send_failed(id, -completion.result);
             return None;

@@ -161,8 +161,9 @@ impl UringEngine {
         while self.run_bytes < self.config.bytes_per_turn.max(1)
             && let Some(completion) = self.ring.pop()
         {
-            if let Some(event) = self.translate(completion) {
-                return Some(event);
+            let event = self.translate(completion);
+            if event.is_some() {
+                return event;
             }
         }
         if self.ready_this_turn > 0
