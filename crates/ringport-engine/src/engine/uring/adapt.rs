@@ -12,19 +12,34 @@
 //! The speed of a machine changes by more than what is to be told apart, so that only windows side by side are compared, a few
 //! milliseconds long; the median of several pairs decides. A pair begins with one way and the next with the other.
 //!
-//! A window counts only if nearly all its bytes are of large messages. A look takes 3 % of the bytes, half of them in the
-//! dearer way, and so costs well under a hundredth.
+//! A window counts only if nearly all its bytes are of large messages. With many connections a look is dear, since each of them
+//! has to change over, and is long, since each should have its part in a window. So settling ends when nearly all have changed
+//! over, windows do not grow without end, and a look ends early when all its pairs say clearly the same: after two of them if
+//! they confirm the choice, after four if they do not. A look takes at most 3 % of the bytes, half of them in the dearer way,
+//! and so costs well under a hundredth.
 //!
 //! This file is pure: bytes and times in, a choice out.
 
 use std::time::Duration;
 
-/// Bytes of a window for each connection with large messages, and for few of them: of this the machine's clock tells a cost.
-const WINDOW_BYTES: (u64, u64) = (128 << 10, 8 << 20);
-/// Bytes that pass before a window begins, in the same way: some messages each, after which all connections have changed over.
-const SETTLE_BYTES: (u64, u64) = (64 << 10, 2 << 20);
+/// Bytes of a window for each connection with large messages; for few of them: of this the machine's clock tells a cost; and
+/// for very many: they are thousands of messages.
+const WINDOW_BYTES: (u64, u64, u64) = (32 << 10, 8 << 20, 64 << 20);
+/// Most bytes that pass before a window begins in another way, for each connection: some messages, after which all that are in
+/// use have changed over.
+const SETTLE_BYTES: u64 = 64 << 10;
+/// Fewest bytes that pass before a window begins, and all if nothing changes over.
+const SETTLE_BYTES_MIN: u64 = 2 << 20;
+/// One in so many connections may be late in changing over.
+const LATE_PART: u64 = 16;
+/// When all others have changed over, this part of the bytes that it took passes for them, and for the work that a change leaves.
+const LATE_BYTES_PART: u64 = 4;
 /// Pairs of windows of a look.
 const PAIRS: usize = 6;
+/// Pairs after which a look ends if all of them confirm the choice, or refute it, by this much in percent.
+const PAIRS_TO_CONFIRM: usize = 2;
+const PAIRS_TO_REFUTE: usize = 4;
+const CLEAR_PERCENT: f64 = 8.0;
 /// How many times the bytes of a look pass until the next one; after the first look, when little is known, much fewer.
 const KEEP_LOOKS: u64 = 32;
 const KEEP_LOOKS_AT_FIRST: u64 = 4;
@@ -70,8 +85,9 @@ pub(super) struct Chooser {
     large_bytes: u64,
     due_bytes: u64,
     small_bytes: u64,
-    /// Connections with large messages.
+    /// Connections with large messages, and how many of them changed over since the way did.
     connections: u64,
+    changed_over: u64,
     /// Nanoseconds a byte in the windows of this look, the first of each pair at an even place.
     costs: [f64; 2 * PAIRS],
     windows: usize,
@@ -85,9 +101,10 @@ impl Chooser {
             choice: Way::Multishot,
             phase: Phase::Settle,
             large_bytes: 0,
-            due_bytes: SETTLE_BYTES.1,
+            due_bytes: SETTLE_BYTES_MIN,
             small_bytes: 0,
             connections: 0,
+            changed_over: 0,
             costs: [0.0; 2 * PAIRS],
             windows: 0,
             looks: 0,
@@ -114,6 +131,15 @@ impl Chooser {
         self.connections = if one_more { self.connections + 1 } else { self.connections.saturating_sub(1) };
     }
 
+    /// A connection with large messages has changed over to the way of now. When nearly all have, settling ends soon.
+    pub(super) fn count_changed_over(&mut self) {
+        self.changed_over += 1;
+        if self.phase == Phase::Settle && self.changed_over == self.connections - self.connections / LATE_PART {
+            let enough = self.large_bytes + self.large_bytes / LATE_BYTES_PART;
+            self.due_bytes = self.due_bytes.min(enough.max(SETTLE_BYTES_MIN));
+        }
+    }
+
     /// Whether [`Chooser::sample`] has something to do. Cheap enough for every turn.
     #[inline]
     pub(super) fn is_due(&self) -> bool {
@@ -130,7 +156,7 @@ impl Chooser {
             Phase::Window(begin) => {
                 self.costs[self.windows] = spent.saturating_sub(begin).as_nanos() as f64 / large as f64;
                 self.windows += 1;
-                if self.windows < self.costs.len() { self.settle() } else { self.decide() }
+                if self.windows.is_multiple_of(2) && self.is_clear() { self.decide() } else { self.settle() }
             }
         }
     }
@@ -139,28 +165,50 @@ impl Chooser {
     /// way round, so that each change is made once.
     fn settle(&mut self) {
         let choice_first = (self.windows / 2).is_multiple_of(2);
-        self.way = if choice_first == self.windows.is_multiple_of(2) { self.choice } else { self.choice.other() };
+        let way = if choice_first == self.windows.is_multiple_of(2) { self.choice } else { self.choice.other() };
+        self.due_bytes = if way == self.way { SETTLE_BYTES_MIN } else { self.settle_bytes() };
+        self.changed_over = 0;
+        self.way = way;
         self.phase = Phase::Settle;
-        self.due_bytes = self.scaled(SETTLE_BYTES);
     }
 
     fn open_window(&mut self, spent: Duration) {
         self.phase = Phase::Window(spent);
-        self.due_bytes = self.scaled(WINDOW_BYTES);
+        self.due_bytes = self.window_bytes();
     }
 
-    fn scaled(&self, (each, few): (u64, u64)) -> u64 {
-        few.max(each * self.connections)
+    fn window_bytes(&self) -> u64 {
+        let (each, few, many) = WINDOW_BYTES;
+        (each * self.connections).clamp(few, many)
     }
 
-    fn decide(&mut self) {
-        let mut ratios = [0.0; PAIRS];
-        for (number, (ratio, pair)) in ratios.iter_mut().zip(self.costs.chunks_exact(2)).enumerate() {
+    fn settle_bytes(&self) -> u64 {
+        SETTLE_BYTES_MIN.max(SETTLE_BYTES * self.connections)
+    }
+
+    /// Of each pair of windows so far, in increasing order, what the other way cost as a part of what the choice did; and how
+    /// many pairs these are.
+    fn ratios(&self) -> ([f64; PAIRS], usize) {
+        let (mut ratios, pairs) = ([0.0; PAIRS], self.windows / 2);
+        for (number, (ratio, pair)) in ratios[..pairs].iter_mut().zip(self.costs.chunks_exact(2)).enumerate() {
             let (own, other) = if number.is_multiple_of(2) { (pair[0], pair[1]) } else { (pair[1], pair[0]) };
             *ratio = other / own;
         }
-        ratios.sort_by(f64::total_cmp);
-        let median = f64::midpoint(ratios[(PAIRS - 1) / 2], ratios[PAIRS / 2]);
+        ratios[..pairs].sort_by(f64::total_cmp);
+        (ratios, pairs)
+    }
+
+    /// Whether the pairs so far are enough for a decision.
+    fn is_clear(&self) -> bool {
+        let (ratios, pairs) = self.ratios();
+        let confirmed = pairs >= PAIRS_TO_CONFIRM && ratios[0] > 1.0 + CLEAR_PERCENT / 100.0;
+        let refuted = pairs >= PAIRS_TO_REFUTE && ratios[pairs - 1] < 1.0 - CLEAR_PERCENT / 100.0;
+        confirmed || refuted || pairs == PAIRS
+    }
+
+    fn decide(&mut self) {
+        let (ratios, pairs) = self.ratios();
+        let median = f64::midpoint(ratios[(pairs - 1) / 2], ratios[pairs / 2]);
         if median < 1.0 - MARGIN_PERCENT / 100.0 {
             self.choice = self.choice.other();
         }
@@ -168,7 +216,7 @@ impl Chooser {
         self.windows = 0;
         self.way = self.choice;
         self.phase = Phase::Keep;
-        let look = self.costs.len() as u64 * (self.scaled(SETTLE_BYTES) + self.scaled(WINDOW_BYTES));
+        let look = self.costs.len() as u64 * (self.settle_bytes() + self.window_bytes());
         self.due_bytes = look * if self.looks < LOOKS_AT_FIRST { KEEP_LOOKS_AT_FIRST } else { KEEP_LOOKS };
     }
 }
@@ -246,17 +294,72 @@ mod tests {
         const MANY: u64 = 1024;
         let (mut chooser, mut spent) = (Chooser::new(), Duration::ZERO);
         (0..MANY).for_each(|_| chooser.count(true));
-        pass(&mut chooser, SETTLE_BYTES.1, &mut spent, |_| (1, 1));
+        pass(&mut chooser, SETTLE_BYTES_MIN, &mut spent, |_| (1, 1));
         assert!(matches!(chooser.phase, Phase::Window(_)));
         pass(&mut chooser, WINDOW_BYTES.0 * MANY - (1 << 20), &mut spent, |_| (1, 1));
         assert!(matches!(chooser.phase, Phase::Window(_)), "one with few connections would have ended");
         pass(&mut chooser, 1 << 20, &mut spent, |_| (1, 1));
         assert_eq!((chooser.phase, chooser.way()), (Phase::Settle, Way::Direct));
         (0..MANY).for_each(|_| chooser.count(false));
-        pass(&mut chooser, SETTLE_BYTES.0 * MANY, &mut spent, |_| (1, 1));
+        pass(&mut chooser, SETTLE_BYTES * MANY, &mut spent, |_| (1, 1));
         assert!(matches!(chooser.phase, Phase::Window(_)));
         pass(&mut chooser, WINDOW_BYTES.1, &mut spent, |_| (1, 1));
         assert_eq!(chooser.windows, 2, "a shorter window is enough again");
+        (0..1 << 20).for_each(|_| chooser.count(true));
+        assert_eq!(chooser.window_bytes(), WINDOW_BYTES.2, "no number of connections makes it longer than this");
+    }
+
+    #[test]
+    fn settling_ends_when_nearly_all_have_changed_over() {
+        const MANY: u64 = 1000;
+        const MESSAGE: u64 = 16 << 10;
+        for late in [0, MANY / LATE_PART, MANY / LATE_PART + 1] {
+            let (mut chooser, mut spent) = (Chooser::new(), Duration::ZERO);
+            (0..MANY).for_each(|_| chooser.count(true));
+            while chooser.way() == Way::Multishot {
+                pass(&mut chooser, 1 << 20, &mut spent, |_| (1, 1));
+            }
+            let mut messages = 0;
+            while !chooser.is_due() {
+                chooser.received(MESSAGE as usize, true);
+                messages += 1;
+                if messages <= MANY - late {
+                    chooser.count_changed_over();
+                }
+            }
+            let bytes = messages * MESSAGE;
+            if late > MANY / LATE_PART {
+                assert!(bytes >= SETTLE_BYTES * MANY, "too many still receive in the other way: {bytes}");
+            } else {
+                assert!(bytes < SETTLE_BYTES * MANY / 3, "{bytes}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_look_ends_early_when_all_its_pairs_say_clearly_the_same() {
+        for (multishot, direct, windows) in [
+            (400, 500, 2 * PAIRS_TO_CONFIRM as u64),
+            (500, 400, 2 * PAIRS_TO_REFUTE as u64),
+            (400, 408, 2 * PAIRS as u64),
+        ] {
+            let (mut chooser, mut spent, mut bytes) = (Chooser::new(), Duration::ZERO, 0);
+            while chooser.looks == 0 {
+                bytes += 1 << 20;
+                pass(&mut chooser, 1 << 20, &mut spent, |_| (multishot, direct));
+            }
+            assert_eq!(bytes, windows * (SETTLE_BYTES_MIN + WINDOW_BYTES.1), "{multishot} and {direct}");
+            assert_eq!(chooser.choice, if direct < multishot { Way::Direct } else { Way::Multishot });
+        }
+    }
+
+    #[test]
+    fn one_deceptive_pair_does_not_end_a_look() {
+        let (mut chooser, mut spent) = (Chooser::new(), Duration::ZERO);
+        // The first window is five times as dear as it should be, as it is when the machine has other work.
+        let slow = |bytes: u64| if bytes < SETTLE_BYTES_MIN + WINDOW_BYTES.1 { 5 } else { 1 };
+        pass(&mut chooser, 2 << 30, &mut spent, |bytes| (400 * slow(bytes), 500 * slow(bytes)));
+        assert_eq!((chooser.looks > 0, chooser.choice), (true, Way::Multishot));
     }
 
     #[test]

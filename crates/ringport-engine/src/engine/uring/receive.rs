@@ -298,6 +298,11 @@ impl UringEngine {
             return false;
         }
         conn.mode = mode;
+        if conn.large
+            && let Some(chooser) = &mut self.chooser
+        {
+            chooser.count_changed_over();
+        }
         if mode == Mode::Multishot {
             // The receive that is armed then finds whatever is there.
             conn.readable = false;
@@ -393,5 +398,68 @@ impl UringEngine {
         let takes = conn.wanted && !conn.eof && matches!(conn.state, State::Open | State::Failing);
         self.settle(id);
         takes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::unix::net::UnixStream;
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::buffer::{Pool, PoolConfig};
+    use crate::engine::contract::{Engine, EngineConfig, Want};
+    use crate::socket::Socket;
+
+    const MESSAGE: [u8; 16 * 1024] = [7; 16 * 1024];
+
+    /// Sends one message to each connection and receives all of them.
+    fn exchange(engine: &mut UringEngine, peers: &mut [UnixStream]) -> usize {
+        let total = peers.len() * MESSAGE.len();
+        for peer in peers {
+            peer.write_all(&MESSAGE).unwrap();
+        }
+        let (mut received, deadline) = (0, Instant::now() + Duration::from_secs(20));
+        while received < total {
+            assert!(Instant::now() < deadline, "{received} of {total} bytes arrived");
+            engine.wait(Some(deadline)).unwrap();
+            while let Some(event) = engine.next() {
+                match event {
+                    Event::Received { buf, .. } => received += buf.len(),
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+        total
+    }
+
+    #[test]
+    fn settling_lasts_as_long_as_connections_change_over() {
+        const PEERS: usize = 256;
+        let mut engine = UringEngine::open(&EngineConfig::default(), Pool::new(PoolConfig::default())).unwrap();
+        let mut peers = Vec::new();
+        for _ in 0..PEERS {
+            let (peer, ours) = UnixStream::pair().unwrap();
+            let conn = engine.adopt(Socket::from(socket2::Socket::from(ours))).unwrap();
+            engine.receive(conn, Want::On);
+            peers.push(peer);
+        }
+        let way = |engine: &UringEngine| engine.chooser.as_ref().map(super::super::Chooser::way);
+        // A few at a time, so that phases end where they should and not with a turn of megabytes.
+        let (mut by_direct, mut by_other) = (0, 0);
+        for group in (0..PEERS).step_by(32).cycle() {
+            match way(&engine) {
+                Some(Way::Direct) => by_direct += exchange(&mut engine, &mut peers[group..group + 32]),
+                _ if by_direct > 0 => break,
+                _ => by_other += exchange(&mut engine, &mut peers[group..group + 32]),
+            }
+            assert!(by_direct + by_other < 256 << 20, "the other way is looked at, and only for a while");
+        }
+        // Two windows of 8 MiB, 2 MiB between them, and before them 5 MiB in which all change over: a quarter more than each
+        // needs for a message. It would be 16 MiB if that were not noticed.
+        assert!(by_direct < 30 << 20, "{by_direct} bytes, after {by_other}");
+        assert!(by_direct > 18 << 20, "{by_direct} bytes, after {by_other}");
+        assert!(engine.stats().mode_changes >= PEERS as u64);
     }
 }
