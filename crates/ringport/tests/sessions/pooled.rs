@@ -63,6 +63,9 @@ fn connections_are_used_again_and_counted(stage: &Stage) {
         // Taken out of the pool for good.
         let mut stream = exchange(&pool, &to, b"?").await?.detach();
         assert_eq!(pool.stats().open, 0);
+        // Given up, it keeps its place until it is closed, but nobody uses it.
+        drop(exchange(&pool, &to, b"?").await?);
+        assert_eq!((pool.stats().in_use, pool.stats().discarded), (0, 1));
         stream.send("!").await?;
         stream.read_exact(&mut [0]).await?;
         stream.close().await

@@ -359,6 +359,7 @@ impl Place {
     fn leave(&mut self) {
         if std::mem::take(&mut self.used) {
             self.local.inner.borrow_mut().in_use -= 1;
+            self.local.count(|_| ());
         }
     }
 
