@@ -81,7 +81,7 @@ def measure(options):
 def measure_suite(options, suite, ours, congestion):
     """All rounds of a suite, cell by cell. Returns the name of the file with the results.
 
-    A server runs until the last round of its cell and has nothing to do while the others are measured.
+    Where the servers take turns, one runs until the last round of its cell; elsewhere it is started for each run.
     """
     cells, others = SUITES[suite]
     cells = [cell for cell in cells if any(word in cell for word in options.cells.split(","))]
@@ -104,9 +104,9 @@ def measure_cell(options, bench, cell, servers, labels):
         bench.rounds_in_slices(options.rounds, cell, labels, servers, load, options.ms)
         return
     for number, _, label in bench.rounds(options.rounds, [cell], labels):
-        if cell.startswith("idle"):
-            servers.stop(label)  # memory is measured in a server that was never used
         bench.ask(number, cell, label, servers, lambda port, pid: beside.loadgen(options, port, pid, words))
+        # Not all servers sleep when their load is gone; and memory is measured in one that was never used.
+        servers.stop(label)
 
 
 def is_sliced(cell):
