@@ -43,7 +43,8 @@ pub fn thousands_at_once<E: Engine>(setup: &Setup) {
         world.until("connections at rest hold no slots", |world| world.server.pool.stats().leased == 0);
         world.finish();
         let after = descriptors();
-        assert!(after <= before, "{before} descriptors, then {after}: some were leaked");
+        // A simulated connection has none: what changes there is the system's own, as the runtime of Windows does under Wine.
+        assert!(setup.sim || after <= before, "{before} descriptors, then {after}: some were leaked");
     });
 }
 
