@@ -7,9 +7,10 @@
 It drives the lab (a load generator and the other servers), in a network namespace of its own: the servers on core 0, the
 loads on core 1. In a round of echo or of short connections every server has its load, and they take turns of 40 ms and
 more, so that what the machine's speed does in the meantime it does to all of them. A fixed rate does not wait for its turn,
-and idle connections have no load: those are measured one after another, in an order that changes. Needs root for the namespace, and a quiet machine: build nothing meanwhile. What every number means is said in
-ratios.py. The exit code is 0 whatever the verdicts are, and 1 only if nothing could be measured. All servers in all cells
-(`--suite full`) take 5 minutes a round; a round of `churn` takes 15 seconds, of `open` 30, of `idle` 40.
+and idle connections have no load: those are measured one after another, in an order that changes. Needs root for the
+namespace, and a quiet machine: build nothing meanwhile. What every number means is said in ratios.py. The exit code is 0
+whatever the verdicts are, and 1 only if nothing could be measured. All servers in all cells (`--suite full`) take 5 minutes a
+round; a round of `churn` takes 15 seconds, of `open` 30, of `idle` 40.
 """
 
 import argparse
@@ -35,6 +36,8 @@ TASKS_BOUND = 1.05
 LEAD_OVER_TOKIO = 1.2  # with at least this many connections:
 LEAD_CONNECTIONS = 1000
 LEAD = f"tokio by {LEAD_OVER_TOKIO}"
+
+LATENCIES = [("p50, µs", "p50_us"), ("p99, µs", "p99_us")]
 
 MAX_BYTES_UNDER_WAY = 32 << 20
 
@@ -158,9 +161,8 @@ def report(runs):
         parts += [runtimes(runs, echo, subject) for subject in (URING, TASKS)]
         parts.append(ping_pong(runs, echo))
     rates = [cell for cell in runs.cells if "rate=" in cell]
-    latencies = [("p50, µs", "p50_us"), ("p99, µs", "p99_us")]
-    parts.append(plain(runs, rates, "At a fixed rate", [*latencies, ("CPU, µs a message", ratios.CPU)]))
-    parts.append(no_worse(runs, rates, ENVELOPE, "the best hand-written server", latencies))
+    parts.append(plain(runs, rates, "At a fixed rate", [*LATENCIES, ("CPU, µs a message", ratios.CPU)]))
+    parts.append(no_worse(runs, rates, ENVELOPE, "the best hand-written server", LATENCIES))
     churns = [cell for cell in runs.cells if cell.startswith("churn")]
     parts.append(plain(runs, churns, "Connect, one echo, close", [("CPU, µs each", ratios.CPU), ("p50, µs", "p50_us")]))
     parts.append(no_worse(runs, churns, ["libuv"], "libuv", [("CPU, µs each", ratios.CPU)]))
@@ -302,9 +304,8 @@ def runtimes(runs, cells, subject):
 
 def ping_pong(runs, cells):
     single = [cell for cell in cells if ratios.connections(cell) == 1]
-    latencies = [("p50, µs", "p50_us"), ("p99, µs", "p99_us")]
-    verdicts = no_worse(runs, single, RUNTIMES, "the best runtime", latencies[:1])
-    return "\n\n".join(part for part in (plain(runs, single, "One connection", latencies), verdicts) if part)
+    verdicts = no_worse(runs, single, RUNTIMES, "the best runtime", LATENCIES[:1])
+    return "\n\n".join(part for part in (plain(runs, single, "One connection", LATENCIES), verdicts) if part)
 
 
 def plain(runs, cells, title, columns):
