@@ -42,7 +42,7 @@ impl Session {
     pub(crate) fn send(&mut self, data: Chunk, options: &ConnectionOptions, account: &mut Account) -> SendOutcome {
         let bytes = data.len();
         if self.fits(bytes, options) && account.charge(bytes as u64) {
-            self.queue(data, bytes, options);
+            self.queue(data, bytes as u64, options);
             return SendOutcome::Queued;
         }
         self.send_by_policy(data, options, account)
@@ -58,7 +58,7 @@ impl Session {
     ) -> Result<(), Chunk> {
         let bytes = data.len();
         if self.fits(bytes, options) && account.charge(bytes as u64) {
-            self.queue(data, bytes, options);
+            self.queue(data, bytes as u64, options);
             return Ok(());
         }
         Err(data)
@@ -66,8 +66,8 @@ impl Session {
 
     /// Queues a piece whatever the limits say. The caller has asked whether anything can be sent at all.
     pub(crate) fn send_anyway(&mut self, data: Chunk, options: &ConnectionOptions, account: &mut Account) {
-        let bytes = data.len();
-        account.charge_anyway(bytes as u64);
+        let bytes = data.len() as u64;
+        account.charge_anyway(bytes);
         self.queue(data, bytes, options);
     }
 
@@ -109,8 +109,8 @@ impl Session {
     }
 
     #[inline]
-    fn queue(&mut self, data: Chunk, bytes: usize, options: &ConnectionOptions) {
-        self.accepted += bytes as u64;
+    fn queue(&mut self, data: Chunk, bytes: u64, options: &ConnectionOptions) {
+        self.accepted += bytes;
         self.outbox.push(data);
         self.check_high_mark(options);
     }
@@ -127,15 +127,15 @@ impl Session {
         if !self.is_sendable() {
             return SendOutcome::Refused { data, why: Refusal::Closing };
         }
-        let bytes = data.len();
-        let within = |limit: u64| self.queued() + bytes as u64 <= limit;
+        let bytes = data.len() as u64;
+        let within = |limit: u64| self.queued() + bytes <= limit;
         let why = if within(options.send_limit) { Refusal::ProcessLimit } else { Refusal::Limit };
         match options.over_limit {
             OverLimit::DropOldest | OverLimit::DropNewest => return self.send_message(data, options, account),
             OverLimit::Wait => {
                 let received = matches!(data, Chunk::Buf(_));
                 let overrun = if received { RECEIVED_OVERRUN } else { OVERRUN };
-                if within(options.send_limit.saturating_add(overrun)) && account.charge_beyond(bytes as u64, received) {
+                if within(options.send_limit.saturating_add(overrun)) && account.charge_beyond(bytes, received) {
                     (self.full, self.over) = (true, true);
                     self.queue(data, bytes, options);
                     return SendOutcome::Queued;

@@ -106,6 +106,9 @@ impl Flight {
     }
 }
 
+/// The answer to a send while the kernel has taken nothing yet.
+const NOTHING: SendProgress = SendProgress { bytes: 0, idle: false };
+
 /// The operation that sends one piece.
 #[inline]
 fn send_entry(fd: Fd, piece: &Chunk) -> squeue::Entry {
@@ -134,7 +137,6 @@ fn code_of(error: &io::Error) -> i32 {
 impl UringEngine {
     #[inline]
     pub(super) fn start_send(&mut self, id: ConnId, queue: &mut SendQueue) -> SendProgress {
-        const NOTHING: SendProgress = SendProgress { bytes: 0, idle: false };
         let alone = self.is_alone();
         let Some(conn) = self.conns.get_mut(id) else { return NOTHING };
         if conn.state != State::Open || conn.finishing || conn.is_sending() {
@@ -151,7 +153,7 @@ impl UringEngine {
             let entry = send_entry(conn.target(), piece).user_data(Op::Send.tag(id));
             // SAFETY: as in `submit_flight`.
             unsafe { self.ring.push(&entry) };
-            return SendProgress { bytes: 0, idle: false };
+            return NOTHING;
         }
         self.start_other_send(id, queue, at_once)
     }
@@ -159,7 +161,6 @@ impl UringEngine {
     /// What most sends are not: at once, of several pieces, of a file, on loan.
     #[inline(never)]
     fn start_other_send(&mut self, id: ConnId, queue: &mut SendQueue, at_once: bool) -> SendProgress {
-        const NOTHING: SendProgress = SendProgress { bytes: 0, idle: false };
         let Some(conn) = self.conns.get_mut(id) else { return NOTHING };
         if queue.is_empty() {
             return SendProgress { bytes: 0, idle: true };
