@@ -237,6 +237,26 @@ fn many_stalled_readers_cost_no_more_than_the_memory_limit(stage: &Stage) {
     }
 }
 
+/// Has [`CONNECTIONS`] clients send to a server that has memory for a part of it, until each has everything back.
+fn at_the_memory_limit<H: Handler>(
+    stage: &Stage,
+    policy: OverLimit,
+    (server, make): (&Log, impl Fn() -> H + Send + Sync + 'static),
+    (client, sender): (&Log, Player),
+    bytes: usize,
+) {
+    let options = ConnectionOptions::default().send_limit(10 << 20, policy).rest_when_full(false);
+    let patient = ConnectionOptions::default().rest_when_full(false);
+    let small = listen_with_small_buffers();
+    stage.play(
+        Server::new().memory_limit(memory(stage)).listen_with(listen_on(stage), small, options, make),
+        |to| Client::new().connect_with(to, CONNECTIONS, small_buffers(), patient, sender.make()),
+        || server.all_closed(CONNECTIONS) && client.all_closed(CONNECTIONS),
+    );
+    assert_eq!(client.see().received.len(), CONNECTIONS * bytes);
+    assert!(client.reasons().iter().all(|reason| *reason == CloseReason::Local), "{:?}", client.reasons());
+}
+
 fn an_echo_at_the_memory_limit_waits_and_loses_nothing(stage: &Stage) {
     // The clients send 20 × 300 kB and read nothing for a while; the server may hold 1 MiB of it.
     let bytes = if stage.is_simulated() { 30_000 } else { 300_000 };
@@ -261,20 +281,7 @@ fn an_echo_at_the_memory_limit_waits_and_loses_nothing(stage: &Stage) {
         What::Data(_) if conn.state.received == bytes => conn.close(),
         _ => {}
     });
-    let options = ConnectionOptions::default().send_limit(10 << 20, OverLimit::Wait).rest_when_full(false);
-    let patient = ConnectionOptions::default().rest_when_full(false);
-    stage.play(
-        Server::new().memory_limit(memory(stage)).listen_with(
-            listen_on(stage),
-            listen_with_small_buffers(),
-            options,
-            echo.make(),
-        ),
-        |to| Client::new().connect_with(to, CONNECTIONS, small_buffers(), patient, sender.make()),
-        || server.all_closed(CONNECTIONS) && client.all_closed(CONNECTIONS),
-    );
-    assert_eq!(client.see().received.len(), CONNECTIONS * bytes);
-    assert!(client.reasons().iter().all(|reason| *reason == CloseReason::Local), "{:?}", client.reasons());
+    at_the_memory_limit(stage, OverLimit::Wait, (&server, echo.make()), (&client, sender), bytes);
     // What had been received already comes on top: at most the large slots.
     assert!(sum.peak() <= memory(stage) + (8 << 20), "{} bytes waited", sum.peak());
 }
@@ -347,20 +354,7 @@ fn what_memory_was_missing_for_can_be_sent_later(stage: &Stage) {
         What::Data(_) if conn.state.received == bytes => conn.close(),
         _ => {}
     });
-    let options = ConnectionOptions::default().send_limit(10 << 20, OverLimit::Refuse).rest_when_full(false);
-    let patient = ConnectionOptions::default().rest_when_full(false);
-    stage.play(
-        Server::new().memory_limit(memory(stage)).listen_with(
-            listen_on(stage),
-            listen_with_small_buffers(),
-            options,
-            move || holder.clone(),
-        ),
-        |to| Client::new().connect_with(to, CONNECTIONS, small_buffers(), patient, sender.make()),
-        || server.all_closed(CONNECTIONS) && client.all_closed(CONNECTIONS),
-    );
-    assert_eq!(client.see().received.len(), CONNECTIONS * bytes);
-    assert!(client.reasons().iter().all(|reason| *reason == CloseReason::Local), "{:?}", client.reasons());
+    at_the_memory_limit(stage, OverLimit::Refuse, (&server, move || holder.clone()), (&client, sender), bytes);
 }
 
 /// Keeps all that it receives.
