@@ -26,26 +26,35 @@ pub fn thousands_at_once<E: Engine>(setup: &Setup) {
         }
         warm_up::<E>(setup);
         let before = descriptors();
-        let mut world = World::<E>::new(setup);
-        // A step of the world looks at every connection, so that all at once would be slow for the tests' own sake.
-        let pairs: Vec<_> = (0..count / BATCH).flat_map(|_| world.pairs(BATCH)).collect();
-        if !setup.sim && before > 0 {
-            assert!(descriptors() >= before + 2 * count, "both ends of each are open");
+        serve_at_once::<E>(setup, count);
+        let once = descriptors();
+        if once > before {
+            // The system may have opened some for itself, at any time and once, as Wine does. What is leaked is leaked again.
+            serve_at_once::<E>(setup, count);
+            let twice = descriptors();
+            assert!(twice <= once, "{before} descriptors, then {once}, then {twice}: some were leaked");
         }
-        for (number, (server, client)) in pairs.iter().enumerate() {
-            world.server.log(*server).echo = true;
-            world.client.send(*client, format!("connection {number} of {count}").into_bytes());
-        }
-        for (number, (_, client)) in pairs.iter().enumerate() {
-            world.expect(At::Client, *client, format!("connection {number} of {count}").as_bytes());
-        }
-        // The last answers may have arrived before the server hears that they have left.
-        world.until("connections at rest hold no slots", |world| world.server.pool.stats().leased == 0);
-        world.finish();
-        let after = descriptors();
-        // A simulated connection has none: what changes there is the system's own, as the runtime of Windows does under Wine.
-        assert!(setup.sim || after <= before, "{before} descriptors, then {after}: some were leaked");
     });
+}
+
+fn serve_at_once<E: Engine>(setup: &Setup, count: usize) {
+    let before = descriptors();
+    let mut world = World::<E>::new(setup);
+    // A step of the world looks at every connection, so that all at once would be slow for the tests' own sake.
+    let pairs: Vec<_> = (0..count / BATCH).flat_map(|_| world.pairs(BATCH)).collect();
+    if !setup.sim && before > 0 {
+        assert!(descriptors() >= before + 2 * count, "both ends of each are open");
+    }
+    for (number, (server, client)) in pairs.iter().enumerate() {
+        world.server.log(*server).echo = true;
+        world.client.send(*client, format!("connection {number} of {count}").into_bytes());
+    }
+    for (number, (_, client)) in pairs.iter().enumerate() {
+        world.expect(At::Client, *client, format!("connection {number} of {count}").as_bytes());
+    }
+    // The last answers may have arrived before the server hears that they have left.
+    world.until("connections at rest hold no slots", |world| world.server.pool.stats().leased == 0);
+    world.finish();
 }
 
 /// After many connections there are as many descriptors and slots as after a few, and no more memory.
