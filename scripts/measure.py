@@ -84,7 +84,7 @@ def measure(options):
 def measure_suite(options, suite, ours, congestion):
     """All rounds of a suite, cell by cell. Returns the name of the file with the results.
 
-    Where the servers take turns, one runs until the last round of its cell; elsewhere it is started for each run.
+    Where the servers take turns, each lasts for some rounds (`beside.ROUNDS_A_START`); elsewhere it is started for each run.
     """
     cells, others = SUITES[suite]
     cells = [cell for cell in cells if any(word in cell for word in options.cells.split(","))]

@@ -100,6 +100,18 @@ class Counting(unittest.TestCase):
         # However busy the machine is, none has to wait for the end of another.
         self.assertLess(max(record["first"] for record in found.values()), min(record["last"] for record in found.values()))
 
+    @unittest.skipUnless((os.cpu_count() or 1) > 1 and os.path.exists("/proc/self/schedstat"), "skipped: needs two cores and Linux")
+    def test_no_server_lasts_for_many_rounds(self):
+        bench = beside.Bench("test", "reno")
+        load = beside.Load(lambda port, *_: ["echo", str(port)], lambda text: {"port": int(text)}, 0.01)
+        with beside.Servers({"a": [sys.executable, "-c", LISTEN, "{port}"]}) as servers:
+            bench.rounds_in_slices(2 * beside.ROUNDS_A_START, "echo c1", ["a"], servers, load, 40)
+        with open(bench.file, encoding="utf-8") as lines:
+            ports = [record["port"] for record in map(json.loads, lines)]
+        os.remove(bench.file)
+        self.assertEqual(len(ports), 2 * beside.ROUNDS_A_START)
+        self.assertEqual(len(set(ports)), 2)
+
     def test_a_load_that_fails_is_kept_as_a_failure(self):
         bench = beside.Bench("test", "reno")
         load = beside.Load(lambda *_: [sys.executable, "-c", "import sys; sys.exit('no such thing')"], json.loads, 0.2)
