@@ -236,7 +236,7 @@ impl Port {
     pub(crate) fn flush(&mut self, batches: &mut Batches, stats: &mut EngineStats) {
         let mut retries = 0;
         while !self.outgoing.is_empty() && !self.blocked && retries < RETRIES_MAX {
-            let messages = batches.send.load(&self.outgoing, self.gso, self.many);
+            let messages = batches.send.load(&mut self.outgoing, self.gso, self.many);
             stats.calls += 1;
             match batches.send.call(self.socket.as_fd(), messages, self.many) {
                 Ok(sent) => {
@@ -281,7 +281,13 @@ impl Port {
     }
 
     /// One receive call into slots of `pool`; what it found is in `incoming`.
+    ///
+    /// What the call before it has led to is sent first, while the kernel's memory for it is still in the near caches: it is
+    /// taken again and again that way.
     pub(crate) fn receive(&mut self, pool: &Pool, batches: &mut Batches, stats: &mut EngineStats) -> Found {
+        if !self.outgoing.is_empty() && !self.blocked {
+            self.flush(batches, stats);
+        }
         for _ in 0..RETRIES_MAX {
             let room = if self.many { self.expected } else { 1 };
             let messages = batches.receive.lease(pool, room, self.bytes_max);
@@ -317,14 +323,14 @@ impl Port {
     }
 
     fn take_received(&mut self, messages: usize, pool: &Pool, batches: &mut Batches, stats: &mut EngineStats) -> usize {
-        let ReceiveBatch { slots, parts, .. } = &mut batches.receive;
+        let ReceiveBatch { slots, parts, messages: received } = &mut batches.receive;
         let mut total = 0;
-        for (mut buf, part) in slots.drain(..messages).zip(parts.iter()) {
-            let length = part.message.length.min(u32::try_from(self.bytes_max).unwrap_or(u32::MAX));
+        for ((mut buf, part), message) in slots.drain(..messages).zip(parts.iter()).zip(received.iter()) {
+            let length = message.length.min(u32::try_from(self.bytes_max).unwrap_or(u32::MAX));
             buf.set_filled(length);
-            let truncated = part.message.header.msg_flags & libc::MSG_TRUNC != 0;
+            let truncated = message.header.msg_flags & libc::MSG_TRUNC != 0;
             // SAFETY: the kernel has just filled the control data that the header points to.
-            let ancillary = unsafe { calls::read_control(&part.message.header) };
+            let ancillary = unsafe { calls::read_control(&message.header) };
             total += buf.len().max(BYTES_MIN);
             if let Some(from) = address_of(&part.name) {
                 self.deliver(from, buf, truncated, ancillary, pool, stats);
@@ -376,10 +382,10 @@ impl Batches {
 }
 
 struct SendBatch {
-    addresses: Vec<SockAddr>,
-    slices: Vec<libc::iovec>,
-    messages: Vec<Message>,
-    control: Vec<Control>,
+    names: Box<[SockAddr]>,
+    slices: Box<[libc::iovec]>,
+    messages: Box<[Message]>,
+    control: Box<[Control]>,
     /// Datagrams in each message.
     counts: Vec<usize>,
 }
@@ -392,42 +398,43 @@ fn empty_message() -> Message {
 impl SendBatch {
     fn new() -> Self {
         Self {
-            addresses: Vec::with_capacity(MESSAGES_PER_SEND),
-            slices: vec![libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; DATAGRAMS_PER_SEND],
-            messages: Vec::with_capacity(MESSAGES_PER_SEND),
-            control: vec![Control([0; CONTROL_BYTES]); MESSAGES_PER_SEND],
+            names: vec![SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)).into(); MESSAGES_PER_SEND].into(),
+            slices: vec![libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; DATAGRAMS_PER_SEND].into(),
+            messages: (0..MESSAGES_PER_SEND).map(|_| empty_message()).collect(),
+            control: vec![Control([0; CONTROL_BYTES]); MESSAGES_PER_SEND].into(),
             counts: Vec::with_capacity(MESSAGES_PER_SEND),
         }
     }
 
     /// Describes the front of `queue`, and says how many messages that makes.
-    fn load(&mut self, queue: &VecDeque<(SocketAddr, Chunk)>, gso: bool, many: bool) -> usize {
-        self.addresses.clear();
+    fn load(&mut self, queue: &mut VecDeque<(SocketAddr, Chunk)>, gso: bool, many: bool) -> usize {
+        let queue = &*queue.make_contiguous();
+        let queue = &queue[..queue.len().min(DATAGRAMS_PER_SEND)];
         self.counts.clear();
-        self.messages.clear();
         let (mut at, most) = (0, if many { MESSAGES_PER_SEND } else { 1 });
-        while self.counts.len() < most && at < queue.len() && at < DATAGRAMS_PER_SEND {
-            let count = if gso { train(queue, at) } else { 1 };
-            self.addresses.push(queue[at].0.into());
+        while self.counts.len() < most && at < queue.len() {
+            let rest = &queue[at..];
+            let (index, count) = (self.counts.len(), if gso { train(rest) } else { 1 });
+            self.names[index] = rest[0].0.into();
+            direct::fill_slices(rest[..count].iter().map(|(_, data)| data), &mut self.slices[at..at + count]);
             self.counts.push(count);
-            direct::fill_slices(queue.range(at..at + count).map(|(_, data)| data), &mut self.slices[at..at + count]);
             at += count;
         }
-        // Only now, since the pointers must not move any more.
+        // Only now, since the names and slices must not be touched any more.
         let (mut first, slices) = (0, self.slices.as_mut_ptr());
-        for (index, count) in self.counts.iter().enumerate() {
-            let (address, mut message) = (&self.addresses[index], empty_message());
-            message.header.msg_name = address.as_ptr().cast_mut().cast();
-            message.header.msg_namelen = address.len();
-            message.header.msg_iov = slices.wrapping_add(first);
-            message.header.msg_iovlen = *count as _;
+        for (index, (count, message)) in self.counts.iter().zip(&mut self.messages).enumerate() {
+            let (name, header) = (&self.names[index], &mut message.header);
+            header.msg_name = name.as_ptr().cast_mut().cast();
+            header.msg_namelen = name.len();
+            header.msg_iov = slices.wrapping_add(first);
+            header.msg_iovlen = *count as _;
+            header.msg_controllen = 0;
             if *count > 1 {
-                calls::write_segment_size(&mut message.header, &mut self.control[index], queue[first].1.len() as u16);
+                calls::write_segment_size(header, &mut self.control[index], queue[first].1.len() as u16);
             }
             first += count;
-            self.messages.push(message);
         }
-        self.messages.len()
+        self.counts.len()
     }
 
     fn call(&mut self, fd: BorrowedFd<'_>, messages: usize, many: bool) -> io::Result<usize> {
@@ -437,17 +444,25 @@ impl SendBatch {
     }
 }
 
-/// How many datagrams from `first` on can leave as one segmented send: the same peer, all of one size but for a last
-/// shorter one (udp(7), `UDP_SEGMENT`).
-fn train(queue: &VecDeque<(SocketAddr, Chunk)>, first: usize) -> usize {
-    let (to, size) = (queue[first].0, queue[first].1.len());
+/// How many datagrams of `queue` can leave as one segmented send: the same peer, all of one size but for a last shorter one
+/// (udp(7), `UDP_SEGMENT`).
+#[inline]
+fn train(queue: &[(SocketAddr, Chunk)]) -> usize {
+    match queue {
+        [(to, _), (next, _), ..] if next == to => long_train(queue),
+        _ => 1,
+    }
+}
+
+fn long_train(queue: &[(SocketAddr, Chunk)]) -> usize {
+    let (to, size) = (queue[0].0, queue[0].1.len());
     if size == 0 || size > SEGMENT_BYTES_MAX {
         return 1;
     }
-    let most = SEGMENTS_MAX.min(TRAIN_BYTES_MAX / size).min(DATAGRAMS_PER_SEND - first).min(queue.len() - first);
+    let most = SEGMENTS_MAX.min(TRAIN_BYTES_MAX / size).min(queue.len());
     let mut count = 1;
     while count < most {
-        let (peer, data) = &queue[first + count];
+        let (peer, data) = &queue[count];
         if *peer != to || data.len() > size || data.is_empty() {
             break;
         }
@@ -460,15 +475,14 @@ fn train(queue: &VecDeque<(SocketAddr, Chunk)>, first: usize) -> usize {
 }
 
 struct ReceiveBatch {
-    parts: Vec<ReceivePart>,
-    messages: Vec<Message>,
+    parts: Box<[ReceivePart]>,
+    messages: Box<[Message]>,
     slots: Vec<Buf>,
 }
 
-/// One message of a receive call.
+/// What one message of a receive call points to.
 struct ReceivePart {
     name: libc::sockaddr_storage,
-    message: Message,
     control: Control,
     slice: libc::iovec,
 }
@@ -478,13 +492,12 @@ impl ReceiveBatch {
         let part = || ReceivePart {
             // SAFETY: all-zero is an address of no family.
             name: unsafe { std::mem::zeroed() },
-            message: empty_message(),
             control: Control([0; CONTROL_BYTES]),
             slice: libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 },
         };
         Self {
             parts: (0..MESSAGES_PER_RECEIVE).map(|_| part()).collect(),
-            messages: Vec::with_capacity(MESSAGES_PER_RECEIVE),
+            messages: (0..MESSAGES_PER_RECEIVE).map(|_| empty_message()).collect(),
             slots: Vec::with_capacity(MESSAGES_PER_RECEIVE),
         }
     }
@@ -493,33 +506,26 @@ impl ReceiveBatch {
     fn lease(&mut self, pool: &Pool, room: usize, bytes: usize) -> usize {
         self.slots.clear();
         self.slots.extend(std::iter::from_fn(|| pool.lease(SlotClass::Small)).take(room));
-        self.messages.clear();
-        for (slot, part) in self.slots.iter_mut().zip(&mut self.parts) {
+        for ((slot, part), message) in self.slots.iter_mut().zip(&mut self.parts).zip(&mut self.messages) {
             let (address, size) = slot.raw_memory();
             part.slice = libc::iovec { iov_base: address.cast(), iov_len: size.min(bytes) };
             // An address of no family, should the kernel write none.
             part.name.ss_family = 0;
-            let mut message = empty_message();
-            message.header.msg_name = (&raw mut part.name).cast();
-            message.header.msg_namelen = size_of::<libc::sockaddr_storage>() as _;
-            message.header.msg_iov = &raw mut part.slice;
-            message.header.msg_iovlen = 1;
-            message.header.msg_control = part.control.0.as_mut_ptr().cast();
-            message.header.msg_controllen = CONTROL_BYTES as _;
-            self.messages.push(message);
+            let header = &mut message.header;
+            header.msg_name = (&raw mut part.name).cast();
+            header.msg_namelen = size_of::<libc::sockaddr_storage>() as _;
+            header.msg_iov = &raw mut part.slice;
+            header.msg_iovlen = 1;
+            header.msg_control = part.control.0.as_mut_ptr().cast();
+            header.msg_controllen = CONTROL_BYTES as _;
         }
         self.slots.len()
     }
 
     fn call(&mut self, fd: BorrowedFd<'_>, messages: usize, many: bool) -> io::Result<usize> {
-        let Self { parts, messages: headers, .. } = self;
         // SAFETY: each message points to a leased slot, an address and control data that are its own and live through
         // the call.
-        let received = unsafe { calls::receive(fd, &mut headers[..messages], many)? };
-        for (part, message) in parts.iter_mut().zip(headers.drain(..)).take(received) {
-            part.message = message;
-        }
-        Ok(received)
+        unsafe { calls::receive(fd, &mut self.messages[..messages], many) }
     }
 }
 
