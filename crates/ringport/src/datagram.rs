@@ -32,8 +32,8 @@ impl Datagram {
 /// The behaviour of a datagram socket.
 ///
 /// Every worker has a handler and a socket of its own; on Linux the kernel gives each peer to one of them by a hash
-/// (`SO_REUSEPORT`, see socket(7)), elsewhere the first worker serves all. No callback may block. What a callback sends
-/// is handed to the kernel at the end of the turn, many datagrams at a time.
+/// (`SO_REUSEPORT`, see socket(7)), elsewhere the first worker serves all. No callback may block. What callbacks send
+/// is handed to the kernel many datagrams at a time: before more are received, at the end of the turn at the latest.
 ///
 /// A callback that panics loses its datagram; the worker goes on.
 #[expect(unused_variables, reason = "the names of the parameters are documentation")]
