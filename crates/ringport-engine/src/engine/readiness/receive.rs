@@ -35,10 +35,10 @@ impl ReadinessEngine {
         let Self { turn, conns, pool, stats, bytes_per_turn, .. } = self;
         let (id, conn) = turn.fresh(conns)?;
         match direct::receive(conn.socket.as_ref()?.as_fd(), pool, *bytes_per_turn, &mut stats.calls) {
-            Received::Data { buf, full } => {
+            Received::Data { buf, more } => {
                 turn.saw_edge();
-                conn.readable = full;
-                if full {
+                conn.readable = more;
+                if more {
                     turn.current = Some(Ready::Conn(id));
                     turn.used = buf.len();
                 }
@@ -62,9 +62,9 @@ impl ReadinessEngine {
             return Step::Later;
         }
         match direct::receive(socket.as_fd(), &self.pool, share, &mut self.stats.calls) {
-            Received::Data { buf, full } => {
+            Received::Data { buf, more } => {
                 self.turn.used += buf.len();
-                conn.readable = full || conn.to_end;
+                conn.readable = more || conn.to_end;
                 if !conn.readable {
                     // Nothing is left to be looked for. Whatever the caller asks for now makes an entry of its own.
                     self.turn.current = None;
@@ -171,5 +171,27 @@ mod tests {
         thread.join().unwrap();
         assert!(matches!(&events[0], Event::Received { buf, .. } if buf[..] == b"hello"[..]));
         assert!(matches!(&events[1], Event::PeerClosed { .. }));
+    }
+    /// A message costs one receive call. After one as large as those of a stream a second call follows at once, since more
+    /// has probably come while it was copied.
+    #[test]
+    fn only_a_large_receive_looks_again() {
+        let pool = Pool::new(PoolConfig::default());
+        let mut engine = ReadinessEngine::open(&EngineConfig::default(), pool).unwrap();
+        let (near, mut far) = pair();
+        let watched = near.try_clone().unwrap();
+        let id = engine.adopt(near.into()).unwrap();
+        engine.receive(id, Want::On);
+        let mut calls = |bytes: usize| {
+            far.write_all(&vec![1; bytes]).unwrap();
+            let mut look = vec![0; bytes];
+            while !matches!(watched.peek(&mut look), Ok(there) if there == bytes) {}
+            let before = engine.stats().calls;
+            let events = turn(&mut engine);
+            assert!(matches!(&events[..], [Event::Received { buf, .. }] if buf.len() == bytes), "{events:?}");
+            engine.stats().calls - before
+        };
+        let message = calls(16 * 1024);
+        assert_eq!(calls(48 * 1024), message + 1);
     }
 }

@@ -230,9 +230,9 @@ impl UringEngine {
         // Something is left of it: who has used it up waits for the next turn.
         let share = self.config.bytes_per_turn.saturating_sub(self.current_bytes).max(1);
         match direct::receive(fd, &self.pool, share, &mut self.stats.calls) {
-            Received::Data { buf, full } => {
+            Received::Data { buf, more } => {
                 self.current_bytes += buf.len();
-                if full || conn.hangup || conn.state == State::Failing {
+                if more || conn.hangup || conn.state == State::Failing {
                     self.current = Some(id);
                 } else {
                     conn.readable = false;
