@@ -3,12 +3,12 @@
 use std::env::consts::{EXE_EXTENSION, EXE_SUFFIX};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpStream, UdpSocket};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-/// An example that was built together with this test, else built now: `--test` alone builds no examples. `None` if it is
-/// missing and the compiler belongs to another system than this test.
+/// An example that was built together with this test, else built now: `--test` alone builds no examples, or leaves old ones.
+/// `None` if it is missing and the compiler belongs to another system than this test.
 fn example(name: &str) -> Option<PathBuf> {
     let this = std::env::current_exe().expect("this test is a file");
     let folder = this.parent().and_then(|deps| deps.parent()).expect("it lies in target/PROFILE/deps");
@@ -19,6 +19,9 @@ fn example(name: &str) -> Option<PathBuf> {
     let path = folder.join("examples").join(name).with_extension(EXE_EXTENSION);
     if !env!("CARGO").ends_with(EXE_SUFFIX) {
         return path.exists().then_some(path);
+    }
+    if path.metadata().and_then(|example| example.modified()).is_ok_and(|built| built > last_change()) {
+        return Some(path);
     }
     let built = Command::new(env!("CARGO"))
         .args([
@@ -37,6 +40,27 @@ fn example(name: &str) -> Option<PathBuf> {
         .status();
     assert!(built.is_ok_and(|status| status.success()) || path.exists(), "the example {name} does not build");
     Some(path)
+}
+
+/// When what the examples are made of was changed last.
+fn last_change() -> SystemTime {
+    fn newest(path: &Path) -> SystemTime {
+        let metadata = path.metadata().unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let inside =
+            path.read_dir().into_iter().flatten().map(|entry| newest(&entry.expect("it can be listed").path()));
+        let own = metadata.modified().expect("this system notes when a file was changed");
+        inside.fold(own, SystemTime::max)
+    }
+    let this = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let all = [
+        "src",
+        "examples",
+        "Cargo.toml",
+        "../ringport-engine/src",
+        "../ringport-engine/Cargo.toml",
+        "../../Cargo.toml",
+    ];
+    all.map(|path| newest(&this.join(path))).into_iter().fold(SystemTime::UNIX_EPOCH, SystemTime::max)
 }
 
 /// Killed when the test ends.
