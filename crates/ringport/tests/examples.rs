@@ -59,6 +59,7 @@ fn last_change() -> SystemTime {
         "../ringport-engine/src",
         "../ringport-engine/Cargo.toml",
         "../../Cargo.toml",
+        "../../Cargo.lock",
     ];
     all.map(|path| newest(&this.join(path))).into_iter().fold(SystemTime::UNIX_EPOCH, SystemTime::max)
 }

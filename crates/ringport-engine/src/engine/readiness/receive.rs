@@ -172,6 +172,7 @@ mod tests {
         assert!(matches!(&events[0], Event::Received { buf, .. } if buf[..] == b"hello"[..]));
         assert!(matches!(&events[1], Event::PeerClosed { .. }));
     }
+
     /// A message costs one receive call. After one as large as those of a stream a second call follows at once, since more
     /// has probably come while it was copied.
     #[test]
@@ -185,7 +186,10 @@ mod tests {
         let mut calls = |bytes: usize| {
             far.write_all(&vec![1; bytes]).unwrap();
             let mut look = vec![0; bytes];
-            while !matches!(watched.peek(&mut look), Ok(there) if there == bytes) {}
+            let patience = Instant::now() + Duration::from_secs(10);
+            while !matches!(watched.peek(&mut look), Ok(there) if there == bytes) {
+                assert!(Instant::now() < patience, "{bytes} bytes do not arrive");
+            }
             let before = engine.stats().calls;
             let events = turn(&mut engine);
             assert!(matches!(&events[..], [Event::Received { buf, .. }] if buf.len() == bytes), "{events:?}");
