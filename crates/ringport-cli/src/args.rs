@@ -106,7 +106,7 @@ pub(crate) struct Serve {
     /// Most bytes that may wait to be sent on a connection
     #[arg(long, value_name = "BYTES", default_value = "10MiB", value_parser = send_limit)]
     pub(crate) send_limit: u64,
-    /// Bytes that are sent at a time (generate only)
+    /// Bytes of a piece of the stream; what is queued of them leaves at a time (generate only)
     #[arg(long, value_name = "BYTES", default_value = "64k", value_parser = piece)]
     pub(crate) piece: u64,
     /// What happens when more is to be sent
@@ -183,7 +183,7 @@ fn piece(text: &str) -> Result<u64, String> {
     if fits { Ok(bytes) } else { Err("a multiple of 256 up to 1MiB is needed".to_owned()) }
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum ServiceName {
     /// Send back what arrives
     Echo,

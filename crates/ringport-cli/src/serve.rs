@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::process::ExitCode;
+use std::sync::LazyLock;
 
 use ringport::{
     Address, ConnectionOptions, DatagramOptions, EngineConfig, Error, ListenOptions, OverLimit, Rate, Running, Server,
@@ -12,7 +13,7 @@ use ringport::{
 use crate::Failure;
 use crate::args::{Api, OverLimitName, Serve, ServiceName, SpreadName};
 use crate::files::{Files, Folder};
-use crate::services::{Discard, DiscardDatagrams, Echo, EchoDatagrams, Generate, GenerateDatagrams};
+use crate::services::{Discard, DiscardDatagrams, Echo, EchoDatagrams, Generate, GenerateDatagrams, PIECE};
 use crate::tasks;
 
 /// Above this many waiting bytes a connection is full, unless the send limit is small.
@@ -72,6 +73,10 @@ fn server(options: Serve) -> Result<Server, Failure> {
             SpreadName::LeastLoaded => Spread::LeastLoaded,
         });
     let generate = Generate::new(limit, high_mark, options.piece);
+    if options.service == ServiceName::Generate {
+        // Filled now: otherwise the first peer would have to wait for that.
+        LazyLock::force(&PIECE);
+    }
     let refused_above = (over_limit == OverLimit::Refuse).then_some(limit);
     let server = serve_datagrams(server, &options);
     // With datagrams alone there is no listener but those that were asked for.

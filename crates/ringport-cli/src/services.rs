@@ -1,6 +1,7 @@
 //! What `ringport serve` can do with a connection.
 
 use std::collections::VecDeque;
+use std::iter::repeat_n;
 use std::sync::LazyLock;
 
 use ringport::{Buf, Bytes, Connection, Datagram, DatagramHandler, Datagrams, Handler, SendOutcome};
@@ -98,8 +99,10 @@ impl Handler for Discard {
 pub(crate) struct Generate {
     /// Up to where the queue is filled, in bytes.
     high_mark: u64,
-    /// Bytes sent at a time: a multiple of 256, so that each piece continues the last.
+    /// A multiple of 256, so that each piece continues the last.
     piece_bytes: usize,
+    /// Pieces queued at a time.
+    pieces: usize,
 }
 
 /// The longest piece of the stream. It begins where a cache line does: what `malloc` hands out for so many bytes lies 16
@@ -116,23 +119,27 @@ const CACHE_LINE: usize = 64;
 /// Shortest and longest piece that may be asked for.
 pub(crate) const PIECE_BYTES_MIN: u64 = 256;
 pub(crate) const PIECE_BYTES_MAX: u64 = 1 << 20;
+/// Most pieces queued at a time. They leave in one system call, and the larger that is the less a byte costs: with pieces of
+/// 1 MiB, 5 % less than one by one.
+const PIECES_MAX: u64 = 4;
 
 impl Generate {
     /// For connections with a send limit of at least 1 KiB and a high mark of at most half of it. A piece has at most a
-    /// quarter of the limit.
+    /// quarter of the limit, so that two fit behind what is below the mark.
     pub(crate) fn new(send_limit: u64, high_mark: u64, piece_bytes: u64) -> Self {
         let bytes = (send_limit / 4).min(piece_bytes).clamp(PIECE_BYTES_MIN, PIECE_BYTES_MAX);
-        Self { high_mark, piece_bytes: bytes as usize & !255 }
+        let pieces = ((send_limit - high_mark) / bytes).clamp(1, PIECES_MAX);
+        Self { high_mark, piece_bytes: bytes as usize & !255, pieces: pieces as usize }
     }
 
-    /// What is sent at a time.
-    pub(crate) fn piece(&self) -> &'static [u8] {
-        &PIECE[..self.piece_bytes]
+    /// What is queued at a time.
+    pub(crate) fn pieces(&self) -> impl Iterator<Item = &'static [u8]> + use<> {
+        repeat_n(&PIECE[..self.piece_bytes], self.pieces)
     }
 
-    /// Fills the queue just above the high mark, so that `writable` is called when it is low again.
+    /// Fills the queue above the high mark, so that `writable` is called when it is low again.
     fn fill(&self, conn: &mut Connection<'_, ()>) {
-        while conn.queued() <= self.high_mark && conn.send(self.piece()).is_queued() {}
+        while conn.queued() <= self.high_mark && self.pieces().all(|piece| conn.send(piece).is_queued()) {}
     }
 }
 

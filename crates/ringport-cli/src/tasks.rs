@@ -27,7 +27,7 @@ pub(crate) async fn generate(stream: Stream, like: &Generate) -> io::Result<()> 
     // What arrives is discarded from now on.
     drop(reader);
     loop {
-        writer.send(like.piece()).await?;
+        writer.send_all(like.pieces()).await?;
     }
 }
 
