@@ -236,14 +236,13 @@ pub(crate) fn accept(listener: &socket2::Socket) -> io::Result<socket2::Socket> 
     listener.accept().map(|(socket, _)| socket)
 }
 
-/// What readiness is asked for. Urgent data ends a receive early (see tcp(7)), so that a short one may leave bytes
-/// behind: with `PRIORITY` the event says so.
+/// What a connection that only receives asks for. Urgent data ends a receive early (see tcp(7)), so that a short one may
+/// leave bytes behind: with `PRIORITY` the event says so.
 #[cfg(any(target_os = "linux", target_os = "android"))]
-pub(crate) const INTEREST: mio::Interest =
-    mio::Interest::READABLE.add(mio::Interest::WRITABLE).add(mio::Interest::PRIORITY);
-/// What readiness is asked for. kqueue does not tell of urgent data.
+pub(crate) const INTEREST: mio::Interest = mio::Interest::READABLE.add(mio::Interest::PRIORITY);
+/// What a connection that only receives asks for. kqueue does not tell of urgent data.
 #[cfg(all(unix, not(any(target_os = "linux", target_os = "android"))))]
-pub(crate) const INTEREST: mio::Interest = mio::Interest::READABLE.add(mio::Interest::WRITABLE);
+pub(crate) const INTEREST: mio::Interest = mio::Interest::READABLE;
 
 /// Bytes in the kernel's send queue that the peer has not acknowledged. `None` for a Unix socket that holds some: the
 /// system counts the memory there, not the bytes.

@@ -20,6 +20,7 @@ impl ReadinessEngine {
         let outcome = socket.connect(to);
         let mut conn = Conn::new(socket);
         conn.connecting = true;
+        conn.asks_for_room = true;
         let answered = match outcome {
             Ok(()) => true,
             Err(error) if is_in_progress(&error) => false,

@@ -23,8 +23,10 @@
 //! the next byte makes a new edge. There are two exceptions, in which the event says so itself: bytes before a FIN or a
 //! failure, which make no further edge, and urgent data, at which a receive stops.
 //!
-//! Connections are registered for both directions once, when they are adopted. Asking for writability only after
-//! `EAGAIN` would cost two more calls each time; an unneeded edge costs a look at the flags.
+//! A connection asks for writability when a send finds no room for the first time, and from then on for ever: one more call
+//! for those that send more than fits, and none for the others. Asked for from the start it would be reported with every
+//! edge whose bytes were received before it was looked at, which is every second one of a stream, and otherwise nothing
+//! would be.
 
 mod accept;
 mod close;
@@ -109,6 +111,8 @@ struct Conn {
     to_end: bool,
     /// There may be room to send, or the connect is answered. Kept only while that is of interest.
     writable: bool,
+    /// The kernel reports when there is room.
+    asks_for_room: bool,
     /// The kernel reported an error.
     broken: bool,
     /// The peer's FIN was received.
@@ -136,6 +140,7 @@ impl Conn {
             readable: false,
             to_end: false,
             writable: false,
+            asks_for_room: false,
             broken: false,
             peer_closed: false,
             finishing: false,
@@ -288,12 +293,13 @@ impl Engine for ReadinessEngine {
 }
 
 impl ReadinessEngine {
-    /// Gives a connection its id and registers it for everything it will ever need.
+    /// Gives a connection its id and registers it.
     fn register(&mut self, conn: Conn) -> io::Result<ConnId> {
+        let interest = conn.interest();
         let id: ConnId = self.conns.insert(conn);
         let socket = self.conns.get(id).and_then(|conn| conn.socket.as_ref()).ok_or(io::ErrorKind::NotFound)?;
         let token = Target::Conn.token(id);
-        let registered = self.poll.registry().register(&mut SourceFd(&socket.as_raw_fd()), token, platform::INTEREST);
+        let registered = self.poll.registry().register(&mut SourceFd(&socket.as_raw_fd()), token, interest);
         if let Err(error) = registered {
             self.conns.remove(id);
             return Err(error);
@@ -312,6 +318,23 @@ impl ReadinessEngine {
 }
 
 impl Conn {
+    fn interest(&self) -> mio::Interest {
+        if self.asks_for_room { platform::INTEREST.add(mio::Interest::WRITABLE) } else { platform::INTEREST }
+    }
+
+    /// Has the kernel report when there is room to send. Is there some already, then it reports that at once, see
+    /// epoll_ctl(2) and kqueue(2).
+    #[cold]
+    fn ask_for_room(&mut self, id: ConnId, registry: &mio::Registry) {
+        if std::mem::replace(&mut self.asks_for_room, true) {
+            return;
+        }
+        let Some(fd) = self.socket.as_ref().map(AsRawFd::as_raw_fd) else { return };
+        if let Err(error) = registry.reregister(&mut SourceFd(&fd), Target::Conn.token(id), self.interest()) {
+            self.fail(error);
+        }
+    }
+
     /// Bytes that the kernel took and the peer has not acknowledged. The kernel counts an unacknowledged SYN or FIN as
     /// one byte; as the FIN is the last in the sequence, it is among whatever is left.
     fn unacked(&self) -> Option<u64> {

@@ -24,7 +24,13 @@ impl ReadinessEngine {
         let Sent { bytes, then } = self.sender.send(socket.as_fd(), queue, &self.pool, &mut self.stats.calls);
         match then {
             Then::Done => return SendProgress { bytes, idle: true },
-            Then::Full => conn.record = Some(take_record(queue)),
+            Then::Full => {
+                conn.record = Some(take_record(queue));
+                conn.ask_for_room(id, self.poll.registry());
+                if conn.failure.is_some() {
+                    self.queue(id);
+                }
+            }
             Then::Later => {
                 conn.record = Some(take_record(queue));
                 conn.writable = true;
@@ -51,7 +57,7 @@ impl ReadinessEngine {
                 conn.record = None;
                 conn.finish_if_idle();
             }
-            Then::Full => {}
+            Then::Full => conn.ask_for_room(id, self.poll.registry()),
             Then::Later => {
                 conn.writable = true;
                 self.turn.queue(id, conn);
@@ -93,4 +99,52 @@ fn take_record(queue: &mut SendQueue) -> Box<SendQueue> {
         record.push(piece);
     }
     record
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::net::{TcpListener, TcpStream};
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::buffer::{Pool, PoolConfig};
+    use crate::engine::contract::{Engine, EngineConfig};
+
+    /// Room is reported to who found none before, and to nobody else: it would be a report for nothing.
+    #[test]
+    fn only_who_found_no_room_is_told_of_room() {
+        let mut engine = ReadinessEngine::open(&EngineConfig::default(), Pool::new(PoolConfig::default())).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let mut far = listener.accept().unwrap().0;
+        let id = engine.adopt(near.into()).unwrap();
+        engine.wait(Some(Instant::now() + Duration::from_millis(20))).unwrap();
+        assert!(engine.upcoming(0).is_none(), "it never sent");
+
+        let mut queue = SendQueue::new();
+        let mut sent = 0;
+        loop {
+            queue.push(vec![7; 1 << 20]);
+            sent += 1 << 20;
+            if !engine.send(id, &mut queue).idle {
+                break;
+            }
+        }
+        assert!(queue.is_empty(), "one piece, which the engine keeps");
+        let reader = std::thread::spawn(move || {
+            let mut all = vec![0; sent];
+            far.read_exact(&mut all).map(|()| far)
+        });
+        let patience = Instant::now() + Duration::from_secs(10);
+        let mut idle = false;
+        while !idle {
+            assert!(Instant::now() < patience, "the rest is never sent");
+            engine.wait(Some(patience)).unwrap();
+            while let Some(event) = engine.next() {
+                idle |= matches!(event, Event::Sent { idle: true, .. });
+            }
+        }
+        reader.join().unwrap().unwrap();
+    }
 }
