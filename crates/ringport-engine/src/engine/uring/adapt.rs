@@ -40,9 +40,10 @@ const PAIRS: usize = 6;
 const PAIRS_TO_CONFIRM: usize = 2;
 const PAIRS_TO_REFUTE: usize = 4;
 const CLEAR_PERCENT: f64 = 8.0;
-/// How many times the bytes of a look pass until the next one; after the first look, when little is known, much fewer.
+/// How many times the bytes of a look pass until the next one. Much fewer when little is known: after a first look that was not
+/// clear, and when there are more than twice as many connections as there were at the last.
 const KEEP_LOOKS: u64 = 32;
-const KEEP_LOOKS_AT_FIRST: u64 = 4;
+const KEEP_LOOKS_UNSURE: u64 = 4;
 /// Looks after which the longer time is kept.
 const LOOKS_AT_FIRST: u32 = 2;
 /// Part of a window's bytes, in percent, that small messages may have.
@@ -92,6 +93,8 @@ pub(super) struct Chooser {
     costs: [f64; 2 * PAIRS],
     windows: usize,
     looks: u32,
+    /// Connections with large messages at the last look.
+    looked_at: u64,
 }
 
 impl Chooser {
@@ -108,6 +111,7 @@ impl Chooser {
             costs: [0.0; 2 * PAIRS],
             windows: 0,
             looks: 0,
+            looked_at: 0,
         }
     }
 
@@ -129,6 +133,10 @@ impl Chooser {
     /// Counts the connections whose messages are large.
     pub(super) fn count(&mut self, one_more: bool) {
         self.connections = if one_more { self.connections + 1 } else { self.connections.saturating_sub(1) };
+        if self.phase == Phase::Keep && self.connections > 2 * self.looked_at {
+            self.looked_at = self.connections;
+            self.due_bytes = self.due_bytes.min(self.large_bytes + self.look_bytes() * KEEP_LOOKS_UNSURE);
+        }
     }
 
     /// A connection with large messages has changed over to the way of now. When nearly all have, settling ends soon.
@@ -156,7 +164,8 @@ impl Chooser {
             Phase::Window(begin) => {
                 self.costs[self.windows] = spent.saturating_sub(begin).as_nanos() as f64 / large as f64;
                 self.windows += 1;
-                if self.windows.is_multiple_of(2) && self.is_clear() { self.decide() } else { self.settle() }
+                let ends = self.windows == 2 * PAIRS || self.windows.is_multiple_of(2) && self.is_clear();
+                if ends { self.decide() } else { self.settle() }
             }
         }
     }
@@ -186,6 +195,11 @@ impl Chooser {
         SETTLE_BYTES_MIN.max(SETTLE_BYTES * self.connections)
     }
 
+    /// Most bytes of a look.
+    fn look_bytes(&self) -> u64 {
+        self.costs.len() as u64 * (self.settle_bytes() + self.window_bytes())
+    }
+
     /// Of each pair of windows so far, in increasing order, what the other way cost as a part of what the choice did; and how
     /// many pairs these are.
     fn ratios(&self) -> ([f64; PAIRS], usize) {
@@ -198,15 +212,16 @@ impl Chooser {
         (ratios, pairs)
     }
 
-    /// Whether the pairs so far are enough for a decision.
+    /// Whether all pairs so far say clearly the same, and are enough.
     fn is_clear(&self) -> bool {
         let (ratios, pairs) = self.ratios();
         let confirmed = pairs >= PAIRS_TO_CONFIRM && ratios[0] > 1.0 + CLEAR_PERCENT / 100.0;
         let refuted = pairs >= PAIRS_TO_REFUTE && ratios[pairs - 1] < 1.0 - CLEAR_PERCENT / 100.0;
-        confirmed || refuted || pairs == PAIRS
+        confirmed || refuted
     }
 
     fn decide(&mut self) {
+        let is_clear = self.is_clear();
         let (ratios, pairs) = self.ratios();
         let median = f64::midpoint(ratios[(pairs - 1) / 2], ratios[pairs / 2]);
         if median < 1.0 - MARGIN_PERCENT / 100.0 {
@@ -216,8 +231,9 @@ impl Chooser {
         self.windows = 0;
         self.way = self.choice;
         self.phase = Phase::Keep;
-        let look = self.costs.len() as u64 * (self.settle_bytes() + self.window_bytes());
-        self.due_bytes = look * if self.looks < LOOKS_AT_FIRST { KEEP_LOOKS_AT_FIRST } else { KEEP_LOOKS };
+        self.looked_at = self.connections;
+        let is_sure = is_clear || self.looks >= LOOKS_AT_FIRST;
+        self.due_bytes = self.look_bytes() * if is_sure { KEEP_LOOKS } else { KEEP_LOOKS_UNSURE };
     }
 }
 
@@ -351,6 +367,33 @@ mod tests {
             assert_eq!(bytes, windows * (SETTLE_BYTES_MIN + WINDOW_BYTES.1), "{multishot} and {direct}");
             assert_eq!(chooser.choice, if direct < multishot { Way::Direct } else { Way::Multishot });
         }
+    }
+
+    /// Bytes from the end of the first look to the next.
+    fn kept(costs: (u64, u64), after_the_look: impl Fn(&mut Chooser)) -> u64 {
+        let (mut chooser, mut spent) = (Chooser::new(), Duration::ZERO);
+        chooser.count(true);
+        while chooser.looks == 0 {
+            pass(&mut chooser, 1 << 20, &mut spent, |_| costs);
+        }
+        after_the_look(&mut chooser);
+        let mut bytes = 0;
+        while chooser.phase == Phase::Keep {
+            bytes += 1 << 20;
+            pass(&mut chooser, 1 << 20, &mut spent, |_| costs);
+        }
+        bytes
+    }
+
+    #[test]
+    fn what_a_clear_look_said_is_kept_for_long() {
+        const LOOK: u64 = 2 * PAIRS as u64 * (SETTLE_BYTES_MIN + WINDOW_BYTES.1);
+        assert_eq!(kept((500, 400), |_| {}), KEEP_LOOKS * LOOK);
+        assert_eq!(kept((400, 500), |_| {}), KEEP_LOOKS * LOOK);
+        assert_eq!(kept((400, 408), |_| {}), KEEP_LOOKS_UNSURE * LOOK);
+        let more = |number| move |chooser: &mut Chooser| (0..number).for_each(|_| chooser.count(true));
+        assert_eq!(kept((500, 400), more(1)), KEEP_LOOKS * LOOK);
+        assert_eq!(kept((500, 400), more(2)), KEEP_LOOKS_UNSURE * LOOK, "it spoke for one connection");
     }
 
     #[test]
