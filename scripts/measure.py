@@ -250,11 +250,12 @@ def beside_itself(runs, cells):
     if not pairs:
         return ""
     rows = []
-    for cell in cells:
-        row = [short(cell)]
+    together = [("all together", cells)] if len(cells) > 1 else []
+    for name, group in [*((short(cell), [cell]) for cell in cells), *together]:
+        row = [name]
         for _, mine, other, bound in pairs:
-            ratio, engine = ratios.paired(runs, cell, mine, other), URING if mine == TASKS else mine
-            noise = ratios.control(runs, cell, engine, engine + TWIN)
+            ratio, engine = ratios.pooled(runs, group, mine, other), URING if mine == TASKS else mine
+            noise = ratios.pooled_control(runs, group, engine, engine + TWIN)
             row += [f"{ratio.median:.3f} (≤ {ratio.upper:.3f})" if ratio else "–", verdict(ratios.within(ratio, bound, noise))]
         rows.append(row)
     header = ["cell", *(text for title, _, _, bound in pairs for text in (title, f"≤ {bound:g} × control"))]

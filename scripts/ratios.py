@@ -94,10 +94,21 @@ def paired(runs, cell, label, other, field=CPU):
     return Ratio(ratios, other) if ratios else None
 
 
+def pooled(runs, cells, label, other, field=CPU):
+    """The rounds of several cells as if they were of one: what a single cell has too few rounds for, all together may show."""
+    found = [paired(runs, cell, label, other, field) for cell in cells]
+    ratios = [ratio for one in found if one for ratio in one.ratios]
+    return Ratio(ratios, other) if ratios else None
+
+
 def control(runs, cell, label, twin, field=CPU):
     """How far apart two identical servers may look: the larger bound of both directions, so that it is at least the
     noise and does not depend on which of the two is called the first."""
-    there, back = paired(runs, cell, label, twin, field), paired(runs, cell, twin, label, field)
+    return pooled_control(runs, [cell], label, twin, field)
+
+
+def pooled_control(runs, cells, label, twin, field=CPU):
+    there, back = pooled(runs, cells, label, twin, field), pooled(runs, cells, twin, label, field)
     if there is None:
         return None
     return there if there.upper >= back.upper else back

@@ -177,6 +177,19 @@ class Verdicts(unittest.TestCase):
         self.assertRegex(text.split("### Tasks against the runtimes")[1], r"\| 1000 × 64 \| 0\.8\d \(≤ 0\.8\d\) yes \|")
         self.assertNotIn("Beside itself", measure.report(made_up({"ringport-uring": 1.0, "tokio": 1.2})))
 
+    def test_all_cells_together_say_what_one_cannot(self):
+        runs, cells = Runs(), [f"echo c50 s{size} p1" for size in range(64, 74)]
+        for seed, cell in enumerate(cells):
+            made_up({"ringport-uring": 0.95, "ringport-uring-2": 0.95, "before-uring": 1.0}, 6, 0.06, seed=seed, cell=cell, runs=runs)
+        alone = [ratios.paired(runs, cell, "ringport-uring", "before-uring") for cell in cells]
+        self.assertTrue(any(ratio.upper > 1.0 for ratio in alone), "six noisy rounds do not show 5 %")
+        together = ratios.pooled(runs, cells, "ringport-uring", "before-uring")
+        self.assertEqual(len(together.ratios), 60)
+        self.assertLess(together.upper, 1.0)
+        row = next(line for line in measure.report(runs).splitlines() if line.startswith("| all together"))
+        self.assertRegex(row, r"\| 0\.9\d\d \(≤ 0\.9\d\d\) \| yes \|$")
+        self.assertNotIn("all together", measure.report(made_up({"ringport-uring": 1.0, "before-uring": 1.0})))
+
 
 if __name__ == "__main__":
     unittest.main()
