@@ -128,7 +128,7 @@ impl Generate {
     /// quarter of the limit, so that two fit behind what is below the mark.
     pub(crate) fn new(send_limit: u64, high_mark: u64, piece_bytes: u64) -> Self {
         let bytes = (send_limit / 4).min(piece_bytes).clamp(PIECE_BYTES_MIN, PIECE_BYTES_MAX);
-        let pieces = ((send_limit - high_mark) / bytes).clamp(1, PIECES_MAX);
+        let pieces = ((send_limit - high_mark) / bytes).min(PIECES_MAX);
         Self { high_mark, piece_bytes: bytes as usize & !255, pieces: pieces as usize }
     }
 
@@ -232,6 +232,21 @@ mod tests {
 
         fn close(&mut self, _: &mut Connection<'_, ()>, _: &ringport::CloseReport) {
             self.back.lock().expect("no test panicked").1 = true;
+        }
+    }
+
+    /// What is queued at a time fits behind what may be queued before: a stream does not break its own limit.
+    #[test]
+    fn a_stream_stays_within_the_send_limit() {
+        for limit in [1 << 10, 1500, 4 << 10, 1 << 20, 10 << 20, 1 << 30] {
+            for piece in [PIECE_BYTES_MIN, 64 << 10, PIECE_BYTES_MAX] {
+                let high_mark = (256 << 10).min(limit / 2);
+                let at_a_time: Vec<_> = Generate::new(limit, high_mark, piece).pieces().collect();
+                let bytes: usize = at_a_time.iter().map(|piece| piece.len()).sum();
+                assert!(high_mark + bytes as u64 <= limit, "{limit}, {piece}: {bytes}");
+                assert!((2..=PIECES_MAX as usize).contains(&at_a_time.len()), "{limit}, {piece}: {}", at_a_time.len());
+                assert!(at_a_time.iter().all(|piece| !piece.is_empty() && piece.len().is_multiple_of(256)));
+            }
         }
     }
 
