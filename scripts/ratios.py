@@ -108,6 +108,7 @@ def control(runs, cell, label, twin, field=CPU):
 
 
 def pooled_control(runs, cells, label, twin, field=CPU):
+    """The same from the rounds of several cells."""
     there, back = pooled(runs, cells, label, twin, field), pooled(runs, cells, twin, label, field)
     if there is None:
         return None

@@ -23,10 +23,9 @@
 //! the next byte makes a new edge. There are two exceptions, in which the event says so itself: bytes before a FIN or a
 //! failure, which make no further edge, and urgent data, at which a receive stops.
 //!
-//! A connection asks for writability when a send finds no room for the first time, and from then on for ever: one more call
-//! for those that send more than fits, and none for the others. Asked for from the start it would be reported with every
-//! edge whose bytes were received before it was looked at, which is every second one of a stream, and otherwise nothing
-//! would be.
+//! A connection asks for writability when a send finds no room for the first time, and never takes that back: one more call
+//! for those that send more than fits, and none for the others. An edge whose bytes were received before it was looked at, as
+//! every second one of a stream, is reported only if there is room and that was asked for; so it costs the others nothing.
 
 mod accept;
 mod close;

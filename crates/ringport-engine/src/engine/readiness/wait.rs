@@ -488,7 +488,7 @@ impl Conn {
         self.broken |= flags & BROKEN != 0;
         self.to_end |= flags & TO_END != 0;
         self.readable |= flags & READABLE != 0;
-        // Most events say that there is room. It counts only for who was refused before.
+        // Once it has asked, most events say that there is room. It counts only for who was refused just before.
         self.writable |= flags & WRITABLE != 0 && (self.connecting || self.record.is_some());
         self.writable || (self.may_receive() && !self.starved) || (self.broken && self.peer_closed)
     }
