@@ -56,11 +56,10 @@ impl ReadinessEngine {
     pub(super) fn receive_next(&mut self, id: ConnId) -> Step {
         let Some(conn) = self.conns.get_mut(id).filter(|conn| conn.may_receive()) else { return Step::Drained };
         let Some(socket) = &conn.socket else { return Step::Drained };
-        let share = self.bytes_per_turn.saturating_sub(self.turn.used);
-        if share == 0 {
+        let Some(share) = direct::share_left(self.bytes_per_turn, self.turn.used) else {
             self.turn.queue(id, conn);
             return Step::Later;
-        }
+        };
         match direct::receive(socket.as_fd(), &self.pool, share, &mut self.stats.calls) {
             Received::Data { buf, more } => {
                 self.turn.used += buf.len();

@@ -216,19 +216,17 @@ impl UringEngine {
     #[inline]
     fn start_direct(&mut self, id: ConnId) -> Option<Event> {
         self.current_bytes = 0;
-        self.receive_direct(id)
+        self.go_on(id)
     }
 
-    /// One plain receive, if it may be made.
+    /// One plain receive of no more than `share` bytes, if it may be made.
     #[inline]
-    fn receive_direct(&mut self, id: ConnId) -> Option<Event> {
+    fn receive_direct(&mut self, id: ConnId, share: usize) -> Option<Event> {
         let conn = self.conns.get_mut(id)?;
         if !conn.may_receive() {
             return None;
         }
         let fd = conn.fd.as_ref()?.as_fd();
-        // Something is left of it: who has used it up waits for the next turn.
-        let share = self.config.bytes_per_turn.saturating_sub(self.current_bytes).max(1);
         match direct::receive(fd, &self.pool, share, &mut self.stats.calls) {
             Received::Data { buf, more } => {
                 self.current_bytes += buf.len();
@@ -324,14 +322,14 @@ impl UringEngine {
         self.settle(id);
     }
 
-    /// The connection was readable beyond its last receive: it goes on, unless it has had its share.
+    /// Receives from a connection that was readable beyond its last receive, unless it has had its share.
     #[inline]
     pub(super) fn go_on(&mut self, id: ConnId) -> Option<Event> {
-        if self.current_bytes < self.config.bytes_per_turn {
-            return self.receive_direct(id);
-        }
-        self.enqueue(id);
-        None
+        let Some(share) = direct::share_left(self.config.bytes_per_turn, self.current_bytes) else {
+            self.enqueue(id);
+            return None;
+        };
+        self.receive_direct(id, share)
     }
 
     /// Puts a connection behind the others; it goes on in the next turn.
