@@ -258,3 +258,21 @@ pub(crate) fn fill_slices<'a>(pieces: impl Iterator<Item = &'a Chunk>, slices: &
     }
     count
 }
+
+#[cfg(test)]
+mod tests {
+    use super::share_left;
+
+    #[test]
+    fn little_that_is_left_of_a_share_is_left_for_the_next_turn() {
+        const SHARE: usize = 256 * 1024;
+        assert_eq!(share_left(SHARE, 0), Some(SHARE));
+        assert_eq!(share_left(SHARE, 65_483), Some(SHARE - 65_483));
+        assert_eq!(share_left(SHARE, 4 * 65_483), None, "212 bytes are left");
+        assert_eq!(share_left(SHARE, SHARE), None);
+        assert_eq!(share_left(SHARE, SHARE + 1), None);
+        // However small the share is, each turn brings something.
+        assert_eq!((share_left(1, 0), share_left(1, 1)), (Some(1), None));
+        assert_eq!((share_left(0, 0), share_left(0, 1)), (Some(1), None));
+    }
+}
