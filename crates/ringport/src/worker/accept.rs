@@ -90,10 +90,10 @@ impl<E: Engine> Worker<E> {
 
     /// Looks whether one more connection may come in, and counts it; `None`, and counted, if it may not.
     fn admit(&mut self, socket: &Socket) -> Option<Option<Permit>> {
-        let totals = &mut self.context.totals;
+        let counters = &self.context.counters;
         let Ok(permit) = self.share.gate.admit(socket) else {
-            totals.refused += 1;
-            totals.refused_by_address += 1;
+            counters.refused.add(1);
+            counters.refused_by_address.add(1);
             return None;
         };
         let before = self.context.global_live.fetch_add(1, Ordering::Relaxed);
@@ -103,8 +103,8 @@ impl<E: Engine> Worker<E> {
             return Some(permit);
         }
         self.context.global_live.fetch_sub(1, Ordering::Relaxed);
-        totals.refused += 1;
-        totals.refused_by_rate += u64::from(room);
+        counters.refused.add(1);
+        counters.refused_by_rate.add(u64::from(room));
         None
     }
 
@@ -116,7 +116,7 @@ impl<E: Engine> Worker<E> {
         }
         match self.engine.adopt(socket) {
             Ok(conn) => {
-                self.context.totals.accepted += 1;
+                self.context.counters.accepted.add(1);
                 self.insert(conn, service, Phase::Open);
                 if let (Some(permit), Some(session)) = (permit, self.context.find(conn)) {
                     session.rare().permit = Some(permit);
@@ -125,7 +125,7 @@ impl<E: Engine> Worker<E> {
             }
             Err(error) => {
                 self.context.global_live.fetch_sub(1, Ordering::Relaxed);
-                self.context.totals.refused += 1;
+                self.context.counters.refused.add(1);
                 tracing::warn!(%error, "a connection could not be registered and is closed");
             }
         }

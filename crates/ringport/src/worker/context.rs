@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use ringport_engine::{Buf, Chunk, ConnId, ConnInfo, Engine, OptionName, Pool, SocketOption, TcpInfo, UdpId};
 
 use super::account::Account;
-use super::counters::{Counters, Totals};
+use super::counters::Counters;
 use super::service::Later;
 use super::timers::{Due, Timer, TimerId, Timers};
 use crate::aio::Runtime;
@@ -66,7 +66,6 @@ pub struct Context {
     pub(super) dirty: Vec<ConnId>,
     /// Sessions that are to hear something about their queue.
     pub(super) later: VecDeque<(ConnId, Later)>,
-    pub(super) totals: Totals,
     pub(super) account: Account,
     /// Sessions whose reading rests because of the memory limit.
     pub(super) resting: Vec<ConnId>,
@@ -267,6 +266,7 @@ impl Context {
         debug_assert!(self.sessions[slot].is_none(), "an id is new only after the last one closed");
         self.sessions[slot] = Some(session);
         self.live += 1;
+        self.counters.connections.set(self.live as u64);
     }
 
     /// Takes out a session and cancels its timers.
@@ -274,6 +274,7 @@ impl Context {
         self.find(conn)?;
         let session = self.sessions[conn.slot()].take()?;
         self.live -= 1;
+        self.counters.connections.set(self.live as u64);
         self.account.release(session.charged());
         if let Some(key) = session.timer {
             self.timers.cancel(key);
@@ -343,7 +344,7 @@ impl Context {
         let Some(wait) = bucket(session.rare()).spend(amount, rate, now) else { return };
         // A timer that was set for less wakes it early; then the next bytes put it to rest again.
         if session.pauses.add(Pauses::RATE) {
-            self.totals.throttled += 1;
+            self.counters.throttled.add(1);
             self.timers.insert(self.now + wait.min(THROTTLE_MAX), Timer::Rate(conn));
         }
     }
@@ -394,15 +395,7 @@ impl Context {
     }
 
     pub(crate) fn count_refused_datagram(&mut self) {
-        self.totals.datagrams_refused += 1;
-    }
-
-    /// Publishes the counters of this turn.
-    pub(super) fn publish(&mut self) {
-        self.totals.connections = self.live as u64;
-        self.totals.dropped_messages = self.account.dropped_messages;
-        self.totals.dropped_bytes = self.account.dropped_bytes;
-        self.counters.publish(&self.totals);
+        self.counters.datagrams_refused.add(1);
     }
 }
 

@@ -1,6 +1,33 @@
-//! Counters of a worker: one thread writes, once a turn; anybody reads.
+//! Counters of a worker: one thread writes, anybody reads.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+
+/// A number that one thread changes and others read. Nobody else writes, so that a load and a store do, and the line of the
+/// cache need not be locked.
+#[derive(Default)]
+pub(crate) struct Counter(AtomicU64);
+
+impl Counter {
+    #[inline]
+    pub(crate) fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    #[inline]
+    pub(crate) fn set(&self, value: u64) {
+        self.0.store(value, Ordering::Relaxed);
+    }
+
+    #[inline]
+    pub(crate) fn add(&self, more: u64) {
+        self.set(self.get().wrapping_add(more));
+    }
+
+    #[inline]
+    pub(crate) fn subtract(&self, less: u64) {
+        self.set(self.get().wrapping_sub(less));
+    }
+}
 
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
@@ -11,22 +38,15 @@ macro_rules! counters {
             $($(#[$doc])* pub $name: u64,)*
         }
 
-        /// The worker's own copy, without any synchronization.
-        pub(crate) type Totals = WorkerStats;
-
-        /// The copy that others read.
+        /// Where a worker counts.
         #[derive(Default)]
         pub(crate) struct Counters {
-            $($name: AtomicU64,)*
+            $(pub(super) $name: Counter,)*
         }
 
         impl Counters {
-            pub(crate) fn publish(&self, totals: &Totals) {
-                $(self.$name.store(totals.$name, Ordering::Relaxed);)*
-            }
-
             pub(crate) fn read(&self) -> WorkerStats {
-                WorkerStats { $($name: self.$name.load(Ordering::Relaxed),)* }
+                WorkerStats { $($name: self.$name.get(),)* }
             }
         }
 

@@ -123,7 +123,7 @@ impl<P: Default> Peers<P> {
         let slot = match self.index.get(&address).copied() {
             Some(slot) => slot,
             None if self.index.len() >= self.peers_max || !self.admit(address) => {
-                context.totals.peers_refused += 1;
+                context.counters.peers_refused.add(1);
                 return None;
             }
             None => {
@@ -134,7 +134,7 @@ impl<P: Default> Peers<P> {
                 let allowance = Bucket::default();
                 self.slots[slot as usize] = Some(Peer { address, state: P::default(), active_at: now, allowance });
                 self.index.insert(address, slot);
-                context.totals.peers += 1;
+                context.counters.peers.add(1);
                 slot
             }
         };
@@ -143,7 +143,7 @@ impl<P: Default> Peers<P> {
         if let Some(rate) = self.rate {
             let since = now.saturating_duration_since(*self.origin.get_or_insert(now));
             if !peer.allowance.spend_if_any(rate, since) {
-                context.totals.datagrams_over_rate += 1;
+                context.counters.datagrams_over_rate.add(1);
                 return None;
             }
         }
@@ -183,8 +183,8 @@ impl<H: DatagramHandler> DatagramService for Typed<H> {
             Incident::Sweep(timeout) => {
                 for slot in 0..self.peers.slots.len() {
                     let Some(peer) = self.peers.expire(slot, timeout, socket.now()) else { continue };
-                    socket.context.totals.peers -= 1;
-                    socket.context.totals.peers_expired += 1;
+                    socket.context.counters.peers.subtract(1);
+                    socket.context.counters.peers_expired.add(1);
                     self.handler.expired(socket, peer.address, peer.state);
                 }
             }
@@ -291,7 +291,7 @@ impl<E: Engine> Worker<E> {
     pub(super) fn datagram(&mut self, id: UdpId, from: SocketAddr, buf: Buf, truncated: bool) {
         let Self { udp, context, engine, .. } = self;
         let Some(socket) = udp.get_mut(id.slot()).and_then(Option::as_mut) else { return };
-        context.totals.received_bytes += buf.len() as u64;
+        context.counters.received_bytes.add(buf.len() as u64);
         if context.account.is_over() && !std::mem::replace(&mut socket.resting, true) {
             engine.receive_datagrams(id, Want::Paused);
             context.rest_datagrams(id);

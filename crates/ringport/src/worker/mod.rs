@@ -162,7 +162,6 @@ impl<E: Engine> Worker<E> {
             timers,
             dirty: Vec::with_capacity(LISTED_AT_FIRST),
             later: VecDeque::with_capacity(LISTED_AT_FIRST),
-            totals: WorkerStats::default(),
             account: Account::new(setup.budget),
             resting: Vec::with_capacity(LISTED_AT_FIRST),
             refused: VecDeque::new(),
@@ -315,7 +314,7 @@ impl<E: Engine> Worker<E> {
                 self.closed(conn, why, unsent, unacked);
             }
             Event::AcceptFailed { listener, error } => {
-                self.context.totals.accepts_failed += 1;
+                self.context.counters.accepts_failed.add(1);
                 tracing::warn!(%listener, %error, "accepting failed; trying again after a pause");
             }
             Event::Datagram { udp, from, buf, truncated } => self.datagram(udp, from, buf, truncated),
@@ -343,8 +342,8 @@ impl<E: Engine> Worker<E> {
     #[inline]
     fn received(&mut self, conn: ConnId, buf: Buf) {
         let context = &mut self.context;
-        context.totals.receives += 1;
-        context.totals.received_bytes += buf.len() as u64;
+        context.counters.receives.add(1);
+        context.counters.received_bytes.add(buf.len() as u64);
         let clock = context.clock;
         let Some(session) = context.find(conn) else { return };
         session.received += buf.len() as u64;
@@ -381,7 +380,7 @@ impl<E: Engine> Worker<E> {
     #[inline]
     fn sent(&mut self, conn: ConnId, bytes: usize, idle: bool) {
         let context = &mut self.context;
-        context.totals.sent_bytes += bytes as u64;
+        context.counters.sent_bytes.add(bytes as u64);
         let clock = context.clock;
         let Some(session) = context.find(conn) else { return };
         session.handed += bytes as u64;
@@ -399,7 +398,7 @@ impl<E: Engine> Worker<E> {
         if let Some(race) = session.rare.as_ref().and_then(|rare| rare.race) {
             self.win(race, conn);
         }
-        self.context.totals.connected += 1;
+        self.context.counters.connected.add(1);
         self.opened(conn);
     }
 
@@ -440,7 +439,7 @@ impl<E: Engine> Worker<E> {
     /// A callback panicked. Its session is aborted; if the panic was in its very last callback, it is only removed.
     #[cold]
     fn after_panic(&mut self) {
-        self.context.totals.panics += 1;
+        self.context.counters.panics.add(1);
         let Some(conn) = self.current.take() else {
             tracing::error!("a handler panicked outside of any connection");
             return;
@@ -471,7 +470,7 @@ impl<E: Engine> Worker<E> {
             Letter::Start(start) => start(),
             Letter::Resolved(resolved) => self.resolved(*resolved),
             Letter::Adopt(socket, service, permit) => {
-                self.context.totals.taken_over += 1;
+                self.context.counters.taken_over.add(1);
                 self.adopt(socket, service, permit);
             }
         }
@@ -545,32 +544,45 @@ impl<E: Engine> Worker<E> {
         self.tick_datagrams();
     }
 
+    /// Publishes what is counted elsewhere, and charges for what others hold.
+    #[inline]
     fn publish(&mut self) {
         let engine = self.engine.stats();
-        let totals = &mut self.context.totals;
-        totals.turns = engine.waits;
-        totals.events = engine.events;
-        totals.calls = engine.calls;
-        totals.starved = engine.starved;
-        totals.datagrams_received = engine.datagrams_received;
-        totals.datagrams_sent = engine.datagrams_sent;
-        totals.datagrams_dropped = engine.datagrams_dropped;
-        totals.datagrams_truncated = engine.datagrams_truncated;
-        totals.datagrams_failed = engine.datagrams_failed + self.datagrams_unsent;
-        totals.copies = self.context.pool.copies();
-        if totals.copies > 0 {
-            self.context.account.set_copies(self.context.pool.copied_out_bytes());
+        let counters = &self.context.counters;
+        counters.turns.set(engine.waits);
+        counters.events.set(engine.events);
+        counters.calls.set(engine.calls);
+        counters.starved.set(engine.starved);
+        counters.charged_bytes.set(self.context.account.used());
+        let copies = self.context.pool.copies();
+        if copies > 0 || self.context.account.dropped_messages > 0 || !self.udp.is_empty() {
+            self.publish_further(copies);
         }
+    }
+
+    /// All that many servers never have.
+    #[inline(never)]
+    fn publish_further(&mut self, copies: u64) {
+        let context = &mut self.context;
+        let counters = &context.counters;
+        counters.dropped_messages.set(context.account.dropped_messages);
+        counters.dropped_bytes.set(context.account.dropped_bytes);
+        counters.copies.set(copies);
+        context.account.set_copies(context.pool.copied_out_bytes());
         if !self.udp.is_empty() {
+            let engine = self.engine.stats();
+            counters.datagrams_received.set(engine.datagrams_received);
+            counters.datagrams_sent.set(engine.datagrams_sent);
+            counters.datagrams_dropped.set(engine.datagrams_dropped);
+            counters.datagrams_truncated.set(engine.datagrams_truncated);
+            counters.datagrams_failed.set(engine.datagrams_failed + self.datagrams_unsent);
+            counters.sent_bytes.add(engine.datagram_bytes_sent - self.datagram_bytes_sent);
+            self.datagram_bytes_sent = engine.datagram_bytes_sent;
             let waiting: u64 = self.datagrams_waiting();
             let total = engine.datagram_bytes_queued + engine.datagram_bytes_copied + waiting;
             self.context.account.set_datagrams(total);
-            self.context.totals.sent_bytes += engine.datagram_bytes_sent - self.datagram_bytes_sent;
-            self.datagram_bytes_sent = engine.datagram_bytes_sent;
         }
-        let totals = &mut self.context.totals;
-        totals.charged_bytes = self.context.account.used();
-        self.context.publish();
+        self.context.counters.charged_bytes.set(self.context.account.used());
     }
 
     /// Starts the tasks that the services have for the beginning.
@@ -603,6 +615,6 @@ impl<E: Engine> Drop for Worker<E> {
         self.mailbox.close();
         self.context.global_live.fetch_sub(self.context.live, Ordering::Relaxed);
         self.context.live = 0;
-        self.context.publish();
+        self.context.counters.connections.set(0);
     }
 }

@@ -23,9 +23,9 @@ impl<E: Engine> Worker<E> {
             session.sent_at = context.clock;
             session.handed += progress.bytes as u64;
             session.sending = !progress.idle;
-            context.totals.sent_bytes += progress.bytes as u64;
+            context.counters.sent_bytes.add(progress.bytes as u64);
             context.account.release(progress.bytes as u64);
-            context.totals.sends_at_once += u64::from(progress.idle);
+            context.counters.sends_at_once.add(u64::from(progress.idle));
             if progress.bytes == 0 {
                 break;
             }
@@ -204,7 +204,7 @@ impl<E: Engine> Worker<E> {
             dropped_bytes: session.rare.as_ref().map_or(0, |rare| rare.dropped_bytes),
         };
         session.phase = Phase::Ended;
-        self.context.totals.sent_bytes += late;
+        self.context.counters.sent_bytes.add(late);
         self.context.account.release(late);
         self.current = Some(conn);
         let call = Call { context: &mut self.context, facts: &mut self.engine, conn, state };
@@ -217,7 +217,7 @@ impl<E: Engine> Worker<E> {
     pub(super) fn forget(&mut self, conn: ConnId) {
         let Some(session) = self.context.remove(conn) else { return };
         self.services[session.service as usize].drop_state(session.state);
-        self.context.totals.closed += 1;
+        self.context.counters.closed.add(1);
         self.context.global_live.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -23,8 +23,6 @@ impl Context {
         &self.options[self.session(conn.slot()).service as usize]
     }
 
-    /// Carries out what polls have left, up to what the engine is needed for. The session of `current` is settled by the
-    /// caller, all others at the end of the turn.
     /// As [`Self::carry_out`], after `first`, which belongs to the current connection and is in no list.
     #[inline]
     pub(crate) fn carry_out_first(&mut self, facts: &dyn Facts, first: Option<&Rc<StreamCell>>, current: ConnId) {
@@ -36,6 +34,8 @@ impl Context {
         }
     }
 
+    /// Carries out what polls have left, up to what the engine is needed for. The session of `current` is settled by the
+    /// caller, all others at the end of the turn.
     pub(crate) fn carry_out(&mut self, facts: &dyn Facts, current: Option<ConnId>) {
         while let Some(stream) = self.aio.next_touched() {
             self.hand_over(facts, &stream, current);
@@ -100,7 +100,7 @@ impl<E: Engine> Worker<E> {
         while let Some(request) = runtime.next_request() {
             self.carry_out_request(&runtime, request);
         }
-        self.context.totals.panics += runtime.take_panics();
+        self.context.counters.panics.add(runtime.take_panics());
     }
 
     fn carry_out_request(&mut self, runtime: &Rc<Runtime>, request: Request) {
