@@ -8,7 +8,7 @@
 # What is missing it installs (Debian's packages, as root, and Rust's target). The Windows installation that Wine needs
 # lies in target/wine, is made at the first run and belongs to nothing else. Any command works; cargo gets this script as
 # the runner of Windows programs. A program that runs longer than RINGPORT_WINE_SECONDS (600) is ended: under Wine a
-# stack overflow, for one, is no end but a process that hangs.
+# stack overflow, for one, is no end but a process that hangs. With --install instead of a command it installs the packages.
 #
 # What holds here: the functions. Wine says nothing about the speed of Windows.
 set -euo pipefail
@@ -34,11 +34,17 @@ export WINEDLLOVERRIDES="mscoree,mshtml=;winemenubuilder.exe=d"
 export CARGO_TARGET_X86_64_PC_WINDOWS_GNU_RUNNER="$here/wine.sh --run"
 unset DISPLAY WAYLAND_DISPLAY
 
-install_tools() {
-    if ! command -v wine wineserver x86_64-w64-mingw32-gcc > /dev/null; then
+install_packages() {
+    local program
+    for program in wine wineserver x86_64-w64-mingw32-gcc; do
+        command -v "$program" > /dev/null && continue
         apt-get update
         DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends "${packages[@]}"
-    fi
+        break
+    done
+}
+
+add_target() {
     rustup target list --installed | grep --quiet --line-regexp "$target" || rustup target add "$target"
 }
 
@@ -61,10 +67,12 @@ warm_up() {
     timeout 120 wine wineboot < /dev/null > /dev/null 2>&1
 }
 
-install_tools >&2
 exec 8> "$prefix.preparing" 9> "$prefix.users"
 # Programs that stay must not keep the locks: they get neither 8 nor 9.
 flock 8
+install_packages >&2 8>&- 9>&-
+[ "$1" = --install ] && exit
+add_target >&2
 make_prefix 8>&- 9>&-
 # Whoever can have it alone is the first.
 if flock --exclusive --nonblock 9; then
