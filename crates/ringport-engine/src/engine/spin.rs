@@ -35,9 +35,14 @@ impl Spin {
         (self.is_on() && self.eager).then_some(self.window)
     }
 
-    /// Notes how long a wait took that had nothing left over to do.
-    pub(crate) fn waited(&mut self, time: Duration) {
-        self.eager = time <= self.window;
+    /// Notes how long a wait took that had nothing left over to do, and how long it might have taken at most. One that was
+    /// short because its deadline was near says nothing of how far apart events are.
+    pub(crate) fn waited(&mut self, time: Duration, most: Option<Duration>) {
+        if time > self.window {
+            self.eager = false;
+        } else if most.is_none_or(|most| time < most) {
+            self.eager = true;
+        }
     }
 }
 
@@ -52,15 +57,26 @@ mod tests {
         let mut spin = Spin::new(Some(WINDOW));
         for _ in 0..10 {
             assert_eq!(spin.budget(), Some(WINDOW));
-            spin.waited(WINDOW / 2);
+            spin.waited(WINDOW / 2, None);
         }
-        spin.waited(WINDOW * 2);
+        spin.waited(WINDOW * 2, None);
         for _ in 0..10 {
             assert_eq!(spin.budget(), None);
-            spin.waited(Duration::from_secs(1));
+            spin.waited(Duration::from_secs(1), None);
         }
-        spin.waited(WINDOW / 5);
+        spin.waited(WINDOW / 5, Some(WINDOW));
         assert_eq!(spin.budget(), Some(WINDOW), "a short wait is worth another try");
+    }
+
+    #[test]
+    fn a_near_deadline_changes_nothing() {
+        let mut spin = Spin::new(Some(WINDOW));
+        spin.waited(WINDOW / 2, Some(WINDOW / 2));
+        assert_eq!(spin.budget(), Some(WINDOW));
+        spin.waited(WINDOW * 2, Some(WINDOW));
+        assert_eq!(spin.budget(), None);
+        spin.waited(WINDOW / 2, Some(WINDOW / 3));
+        assert_eq!(spin.budget(), None, "nothing came in that time");
     }
 
     #[test]

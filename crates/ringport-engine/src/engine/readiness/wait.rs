@@ -247,7 +247,7 @@ impl ReadinessEngine {
             loop {
                 self.poll(Some(Duration::ZERO))?;
                 if !self.events.is_empty() {
-                    self.spin.waited(begin.elapsed());
+                    self.spin.waited(begin.elapsed(), timeout);
                     return Ok(());
                 }
                 if begin.elapsed() >= budget {
@@ -258,7 +258,7 @@ impl ReadinessEngine {
             left = timeout.map(|timeout| timeout.saturating_sub(begin.elapsed()));
         }
         self.poll(left)?;
-        self.spin.waited(begin.elapsed());
+        self.spin.waited(begin.elapsed(), timeout);
         Ok(())
     }
 

@@ -129,10 +129,10 @@ impl RioEngine {
         if matches!(until, Until::Now) {
             return self.ask_port(Some(Duration::ZERO));
         }
-        let begin = self.spin.is_on().then(Instant::now);
+        let begin = self.spin.is_on().then(|| (Instant::now(), until.left()));
         let outcome = self.look_then_sleep(until);
-        if let Some(begin) = begin {
-            self.spin.waited(begin.elapsed());
+        if let Some((begin, most)) = begin {
+            self.spin.waited(begin.elapsed(), most);
         }
         outcome
     }

@@ -64,14 +64,15 @@ impl UringEngine {
     #[cold]
     fn spin_then_enter(&mut self, block: Block) -> io::Result<()> {
         let begin = Instant::now();
+        let limit = if let Block::AtMost(time) = block { Some(time) } else { None };
         let mut rest = block;
         if let Some(budget) = self.spin.budget() {
             self.stats.spins += 1;
-            let most = if let Block::AtMost(time) = block { budget.min(time) } else { budget };
+            let most = limit.map_or(budget, |limit| budget.min(limit));
             loop {
                 self.ring.enter(Block::No)?;
                 if self.ring.has_leftovers() {
-                    self.spin.waited(begin.elapsed());
+                    self.spin.waited(begin.elapsed(), limit);
                     return Ok(());
                 }
                 if begin.elapsed() >= most {
@@ -79,12 +80,12 @@ impl UringEngine {
                 }
                 std::hint::spin_loop();
             }
-            if let Block::AtMost(time) = block {
-                rest = Block::AtMost(time.saturating_sub(begin.elapsed()));
+            if let Some(limit) = limit {
+                rest = Block::AtMost(limit.saturating_sub(begin.elapsed()));
             }
         }
         self.ring.enter(rest)?;
-        self.spin.waited(begin.elapsed());
+        self.spin.waited(begin.elapsed(), limit);
         Ok(())
     }
 
