@@ -17,7 +17,7 @@ pub mod socket;
 pub use buffer::{Buf, Chunk, FileRange, Pool, PoolConfig, PoolStats, SendQueue};
 pub use engine::contract::{
     Close, ConnInfo, Engine, EngineConfig, EngineStats, Event, Features, RioCompletions, SendProgress, SendTo,
-    Upcoming, Waker, Want,
+    Upcoming, Usual, Waker, Want,
 };
 pub use engine::{EngineKind, Selection};
 pub use id::{ConnId, ListenerId, UdpId};

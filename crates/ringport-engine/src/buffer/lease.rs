@@ -24,17 +24,20 @@ pub struct Buf {
     len: u32,
     /// Room behind them, up to the end of the memory.
     spare: u32,
-    memory: Memory,
+    /// What keeps the memory: the `Rc<Shared>` of the pool that `slot` belongs to, or a `Box<Own>` if that is [`NO_SLOT`]. Not
+    /// an enum, since a buffer is moved several times in the life of a message: four plain numbers move in registers, but what may
+    /// be one thing or another moves through memory, in parts that do not match, and each such move stalls the processor.
+    owner: NonNull<()>,
+    slot: SlotId,
 }
 
-/// Dropped by [`Buf`], which has it in registers then: a message ends with that.
-enum Memory {
-    Slot {
-        pool: ManuallyDrop<Rc<Shared>>,
-        slot: SlotId,
-    },
-    /// Boxed, since it is rare and every buffer has room for the largest of these.
-    Own(ManuallyDrop<Box<Own>>),
+/// The memory lies outside every pool.
+const NO_SLOT: SlotId = SlotId(u32::MAX);
+
+/// What keeps the memory of a buffer that has come to its end.
+enum Owner {
+    Pool(Rc<Shared>, SlotId),
+    Own(Box<Own>),
 }
 
 /// Memory outside every pool.
@@ -69,14 +72,36 @@ impl Buf {
     /// list.
     #[inline]
     pub(super) fn leased(pool: Rc<Shared>, slot: SlotId, data: NonNull<u8>, size: u32) -> Self {
-        Self { data, len: 0, spare: size, memory: Memory::Slot { pool: ManuallyDrop::new(pool), slot } }
+        debug_assert!(slot != NO_SLOT);
+        // SAFETY: `into_raw` never gives null.
+        let owner = unsafe { NonNull::new_unchecked(Rc::into_raw(pool).cast_mut().cast()) };
+        Self { data, len: 0, spare: size, owner, slot }
+    }
+
+    /// Takes the owner out.
+    ///
+    /// # Safety
+    ///
+    /// The buffer is neither used nor dropped afterwards.
+    #[inline]
+    unsafe fn take_owner(&mut self) -> Owner {
+        let owner = self.owner.as_ptr();
+        if self.slot == NO_SLOT {
+            // SAFETY: `own` made it out of such a box, and by what the caller says it becomes one again but once.
+            Owner::Own(unsafe { Box::from_raw(owner.cast()) })
+        } else {
+            // SAFETY: as above, for `leased`.
+            Owner::Pool(unsafe { Rc::from_raw(owner.cast_const().cast()) }, self.slot)
+        }
     }
 
     /// The first `len` bytes of `memory`, which are not in a pool.
     fn own(memory: Box<[u8]>, len: usize, region: Option<Arc<Region>>) -> Self {
         let size = u32::try_from(memory.len()).expect("a buffer is smaller than 4 GiB");
-        let own = ManuallyDrop::new(Own::new(memory, region));
-        Self { data: own.memory.cast(), len: len as u32, spare: size - len as u32, memory: Memory::Own(own) }
+        let own = Own::new(memory, region);
+        let data = own.memory.cast();
+        let owner = NonNull::from(Box::leak(own)).cast();
+        Self { data, len: len as u32, spare: size - len as u32, owner, slot: NO_SLOT }
     }
 
     /// A copy of `data` in memory of its own, outside every pool.
@@ -147,25 +172,20 @@ impl Buf {
     pub fn into_bytes(self) -> Bytes {
         let (data, len) = (self.data, self.len as usize);
         let mut this = ManuallyDrop::new(self);
-        match &mut this.memory {
-            Memory::Slot { pool, slot } => {
-                // SAFETY: `this` is neither used again nor dropped, so that the handle has one owner.
-                let (pool, slot) = (unsafe { ManuallyDrop::take(pool) }, *slot);
+        // SAFETY: `this` is neither used again nor dropped.
+        match unsafe { this.take_owner() } {
+            Owner::Pool(pool, slot) => {
                 let lease = Lease { region: Arc::clone(&pool.region), slot };
                 Bytes::from_owner(Remote { data, len, _owner: lease })
             }
-            Memory::Own(own) => {
-                // SAFETY: as above.
-                let own = unsafe { ManuallyDrop::take(own) };
-                Bytes::from_owner(Remote { data, len, _owner: own })
-            }
+            Owner::Own(own) => Bytes::from_owner(Remote { data, len, _owner: own }),
         }
     }
 
     /// Whether the bytes lie in a slot of a pool (and not in a copy of their own).
     #[must_use]
     pub fn is_pooled(&self) -> bool {
-        matches!(self.memory, Memory::Slot { .. })
+        self.slot != NO_SLOT
     }
 
     /// Says that the first `bytes` bytes of the memory have been filled. Nothing was taken off its front before.
@@ -211,14 +231,10 @@ impl AsRef<[u8]> for Buf {
 impl Drop for Buf {
     #[inline]
     fn drop(&mut self) {
-        match &mut self.memory {
-            Memory::Slot { pool, slot } => {
-                // SAFETY: this is the end of the buffer, so that nobody uses what is left in `self`.
-                let pool = unsafe { ManuallyDrop::take(pool) };
-                pool.release(*slot);
-            }
-            // SAFETY: as above.
-            Memory::Own(own) => drop_own(unsafe { ManuallyDrop::take(own) }),
+        // SAFETY: this is the end of the buffer, so that nobody uses what is left in `self`.
+        match unsafe { self.take_owner() } {
+            Owner::Pool(pool, slot) => pool.release(slot),
+            Owner::Own(own) => drop_own(own),
         }
     }
 }

@@ -266,6 +266,14 @@ pub trait Engine: Sized {
     /// The next event of this turn, or `None` at its end.
     fn next(&mut self) -> Option<Event>;
 
+    /// The next event, if it is of one of the two kinds that nearly all are of and the engine can tell at once. If it finds
+    /// none, [`Engine::next`] tells what comes, and whether the turn is over. An event that may be of any kind is moved in memory
+    /// several times until it is known of which it is, and each such move stalls the processor.
+    #[inline]
+    fn next_usual(&mut self) -> Usual {
+        Usual::default()
+    }
+
     /// Whose event may come next, or `ahead` events after that: only a hint, to have the processor fetch what it will need
     /// (see [`prefetch`](crate::prefetch)). The engine has its own record of the connection fetched. One that would have to
     /// look for the answer gives none.
@@ -332,6 +340,16 @@ pub struct Upcoming {
     pub slot: usize,
     /// Whether it seems to have received something.
     pub received: bool,
+}
+
+/// What [`Engine::next_usual`] found: one of both, or none. Not an enum, whose kinds would share their memory, for then it would
+/// be moved there.
+#[derive(Debug, Default)]
+pub struct Usual {
+    /// As [`Event::Received`].
+    pub received: Option<(ConnId, Buf)>,
+    /// As [`Event::Sent`]: the connection, how many bytes the kernel took, and whether nothing is in flight any more.
+    pub sent: Option<(ConnId, usize, bool)>,
 }
 
 /// What happened.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use ringport_engine::engine::sim::Network;
 use ringport_engine::{
     Buf, Chunk, Close, ConnId, Engine, EngineConfig, Event, ListenOptions, ListenerId, Pool, PoolConfig, SendQueue,
-    SockAddr, Socket, SocketOptions, Want,
+    SockAddr, Socket, SocketOptions, Usual, Want,
 };
 
 use crate::subject::Setup;
@@ -98,6 +98,7 @@ pub struct Side<E> {
     events_per_turn: usize,
     /// Most events of one turn so far.
     pub events_max: usize,
+    asks_as_workers_do: bool,
 }
 
 impl<E: Engine> Side<E> {
@@ -114,6 +115,7 @@ impl<E: Engine> Side<E> {
             woken: 0,
             events_per_turn: config.events_per_turn,
             events_max: 0,
+            asks_as_workers_do: false,
         }
     }
 
@@ -188,7 +190,9 @@ impl<E: Engine> Side<E> {
     pub fn turn(&mut self, deadline: Option<Instant>) -> bool {
         self.engine.wait(deadline).expect("the engine goes on");
         let mut events = 0;
-        while let Some(event) = self.engine.next() {
+        // In every second turn in the way in which a worker asks for events.
+        self.asks_as_workers_do = !self.asks_as_workers_do;
+        while let Some(event) = self.next_event() {
             events += 1;
             self.apply(event);
         }
@@ -198,6 +202,16 @@ impl<E: Engine> Side<E> {
             self.conns.iter().filter(|(_, log)| !log.outbox.is_empty()).map(|(conn, _)| *conn).collect();
         waiting.into_iter().for_each(|conn| self.pump(conn));
         events > 0
+    }
+
+    fn next_event(&mut self) -> Option<Event> {
+        let usual = if self.asks_as_workers_do { self.engine.next_usual() } else { Usual::default() };
+        match (usual.received, usual.sent) {
+            (Some((conn, buf)), None) => Some(Event::Received { conn, buf }),
+            (None, Some((conn, bytes, idle))) => Some(Event::Sent { conn, bytes, idle }),
+            (None, None) => self.engine.next(),
+            both => panic!("two events at once: {both:?}"),
+        }
     }
 
     fn live(&mut self, conn: ConnId, event: &str) -> &mut Log {

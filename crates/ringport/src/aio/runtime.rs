@@ -67,41 +67,45 @@ pub(crate) enum Request {
     Unlisten(ListenerId),
 }
 
-/// The async side of one worker.
+/// The async side of one worker. In this order what each turn and each message needs lies together.
+#[repr(C)]
 pub(crate) struct Runtime {
     pub(super) number: u16,
+    /// A task, a stream, a request or a timer may wait for the worker. Set whenever one is left for it, so that most turns need
+    /// not look into each list; taken back when all of them were found empty.
+    stirred: Cell<bool>,
+    /// Set while the future of a task that panicked is dropped.
+    panicked: Cell<bool>,
+    cancel_all: Cell<bool>,
+    closed: Cell<bool>,
+    now: Cell<Instant>,
+    turns: Cell<u64>,
     woken: Arc<Woken>,
+    /// An empty queue, for a stream that sends: the one that goes to and fro while one stream at a time sends.
+    queue: Cell<Option<Box<SendQueue>>>,
+    /// The task that is being polled, and what its own waker looks like.
+    polling: Cell<Option<(TaskId, WakerShape)>>,
+    /// Streams by the slot of their connection.
+    streams: RefCell<Vec<Option<Rc<StreamCell>>>>,
     tasks: RefCell<Tasks>,
     /// How many of them only tidy up, so that nobody waits for their end.
     pub(super) background: Cell<usize>,
     /// Tasks to poll, for whatever reason other than an event.
     ready: RefCell<VecDeque<TaskId>>,
-    /// The task that is being polled, and what its own waker looks like.
-    polling: Cell<Option<(TaskId, WakerShape)>>,
-    /// Streams by the slot of their connection.
-    streams: RefCell<Vec<Option<Rc<StreamCell>>>>,
     /// Streams with something to carry out.
     touched: RefCell<Vec<Rc<StreamCell>>>,
     requests: RefCell<VecDeque<Request>>,
-    /// An empty queue, for a stream that sends: the one that goes to and fro while one stream at a time sends.
-    queue: Cell<Option<Box<SendQueue>>>,
-    /// More of them.
+    /// More empty queues.
     #[expect(clippy::vec_box, reason = "a queue moves into a stream's cell as a pointer, without an allocation")]
     queues: RefCell<Vec<Box<SendQueue>>>,
     pub(super) sleeps: RefCell<Sleeps>,
     /// For whom the connection is that the worker is about to open.
     accepting: RefCell<Option<Rc<ListenerCell>>>,
-    now: Cell<Instant>,
-    turns: Cell<u64>,
     pub(super) pool: Pool,
     pub(super) network: Option<Network>,
     /// The parts of connection pools that lie on this worker.
     pub(super) pools: RefCell<Vec<Rc<Local>>>,
-    /// Set while the future of a task that panicked is dropped.
-    panicked: Cell<bool>,
     panics: Cell<u64>,
-    cancel_all: Cell<bool>,
-    closed: Cell<bool>,
 }
 
 /// Empty queues that are kept. One poll rarely sends on more streams.
@@ -118,6 +122,7 @@ impl Runtime {
     pub(crate) fn new(number: u16, pool: Pool, network: Option<Network>, remote: &Remote, now: Instant) -> Rc<Self> {
         Rc::new(Self {
             number,
+            stirred: Cell::new(false),
             woken: Arc::new(Woken::new(Arc::clone(&remote.mailboxes[usize::from(number)]))),
             tasks: RefCell::default(),
             background: Cell::new(0),
@@ -195,7 +200,7 @@ impl Runtime {
             let Some(runtime) = current.as_ref().filter(|runtime| Arc::ptr_eq(&runtime.woken, woken)) else {
                 return false;
             };
-            runtime.ready.borrow_mut().push_back(task);
+            runtime.make_ready(task);
             true
         });
         here.unwrap_or(false)
@@ -222,8 +227,13 @@ impl Runtime {
 
     fn queue(&self, task: TaskId) {
         if self.tasks.borrow_mut().queue(task) {
-            self.ready.borrow_mut().push_back(task);
+            self.make_ready(task);
         }
+    }
+
+    fn make_ready(&self, task: TaskId) {
+        self.ready.borrow_mut().push_back(task);
+        self.stir();
     }
 
     /// Drops the future of a task.
@@ -235,6 +245,19 @@ impl Runtime {
     /// Has every task dropped before the next ones are polled.
     pub(crate) fn cancel_all(&self) {
         self.cancel_all.set(true);
+        self.stir();
+    }
+
+    /// Something is left for the worker.
+    #[inline]
+    pub(super) fn stir(&self) {
+        self.stirred.set(true);
+    }
+
+    /// Whether something may be left for the worker.
+    #[inline]
+    pub(crate) fn is_stirred(&self) -> bool {
+        self.stirred.get()
     }
 
     /// Whether there are tasks that somebody may wait for.
@@ -245,12 +268,19 @@ impl Runtime {
     /// Whether there is nothing to do for now.
     #[inline]
     pub(crate) fn is_quiet(&self) -> bool {
-        self.ready.borrow().is_empty()
+        (!self.is_stirred() || self.has_settled()) && !self.woken.is_any()
+    }
+
+    /// Looks into each list.
+    #[inline(never)]
+    fn has_settled(&self) -> bool {
+        let settled = self.ready.borrow().is_empty()
             && self.requests.borrow().is_empty()
             && self.touched.borrow().is_empty()
-            && self.sleeps.borrow().is_settled()
-            && !self.cancel_all.get()
-            && !self.woken.is_any()
+            && self.is_settled()
+            && !self.cancel_all.get();
+        self.stirred.set(!settled);
+        settled
     }
 
     /// How many tasks wait to be polled, those woken by other threads included.
@@ -437,13 +467,8 @@ impl Runtime {
         stream.touched.set(Touched::Listed);
         if !self.closed.get() {
             self.touched.borrow_mut().push(Rc::clone(stream));
+            self.stir();
         }
-    }
-
-    /// Whether a stream has something to carry out.
-    #[inline]
-    pub(crate) fn is_touched(&self) -> bool {
-        !self.touched.borrow().is_empty()
     }
 
     #[inline]
@@ -473,6 +498,7 @@ impl Runtime {
     pub(super) fn request(&self, request: Request) {
         if !self.closed.get() {
             self.requests.borrow_mut().push_back(request);
+            self.stir();
         }
     }
 

@@ -153,7 +153,9 @@ impl Runtime {
 
     /// A timer is due. Returns who waits for it, if the sleep is over.
     pub(crate) fn slept(&self, timer: SleepTimer) -> Interest {
-        self.sleeps.borrow_mut().due(timer, self.now())
+        let waiting = self.sleeps.borrow_mut().due(timer, self.now());
+        self.stir();
+        waiting
     }
 
     /// Sleeps until `until`; `id` is where this sleep is kept between the polls.
@@ -169,6 +171,7 @@ impl Runtime {
             let mut who = Interest::None;
             self.register(&mut who, cx);
             *id = Some(sleeps.insert(until, who));
+            self.stir();
         }
         Poll::Pending
     }
@@ -178,6 +181,7 @@ impl Runtime {
         if let Some(id) = id.take() {
             // Whoever waited is dropped when the list is free again: that may end another sleep.
             let sleeper = self.sleeps.borrow_mut().remove(id);
+            self.stir();
             drop(sleeper);
         }
     }

@@ -60,14 +60,15 @@ impl Budget {
 
 /// What one worker uses. Written by its thread alone.
 #[derive(Debug)]
+#[repr(C)]
 pub(crate) struct Account {
-    budget: Arc<Budget>,
     /// Bytes in use. More than `granted` only for what could not be refused.
     used: u64,
     /// Bytes taken out of the budget.
     granted: u64,
     /// Below this many bytes in use blocks are given back.
     shrink_below: u64,
+    budget: Arc<Budget>,
     /// Part of `used`: copies of received bytes.
     copies: u64,
     /// Part of `used`: datagrams that wait to be sent, and copies of received ones.

@@ -55,39 +55,41 @@ impl std::fmt::Display for ConnectionId {
 }
 
 /// A worker as its handlers see it: the other connections, the time, and the way in for other threads.
+#[repr(C)]
 pub struct Context {
+    // What each turn and each message need comes first, in one place.
     pub(super) number: u16,
-    pub(super) sessions: Vec<Option<Session>>,
+    pub(super) stopping: bool,
+    /// `now` in milliseconds since `started`.
+    pub(super) clock: u32,
+    pub(super) now: Instant,
     pub(super) live: usize,
+    pub(super) sessions: Vec<Option<Session>>,
     pub(super) options: Vec<ConnectionOptions>,
+    pub(super) counters: Arc<Counters>,
+    pub(super) aio: Rc<Runtime>,
     pub(super) pool: Pool,
-    pub(super) timers: Timers,
+    pub(super) account: Account,
     /// Sessions that a callback of another connection, a timer or a message touched.
     pub(super) dirty: Vec<ConnId>,
     /// Sessions that are to hear something about their queue.
     pub(super) later: VecDeque<(ConnId, Later)>,
-    pub(super) account: Account,
+    /// Results of blocking work, in a simulation.
+    pub(super) done: VecDeque<(ConnectionId, Message)>,
+    pub(super) remote: Remote,
+    pub(super) timers: Timers,
     /// Sessions whose reading rests because of the memory limit.
     pub(super) resting: Vec<ConnId>,
     /// Sessions of which a send was refused because of the memory limit, the one that has waited longest first.
     pub(super) refused: VecDeque<ConnId>,
     /// Datagram sockets that wait for memory: to receive, or to send again what was refused.
     pub(super) udp_resting: Vec<UdpId>,
-    pub(super) counters: Arc<Counters>,
     pub(super) global_live: Arc<AtomicUsize>,
     pub(super) started: Instant,
-    pub(super) now: Instant,
-    /// `now` in milliseconds since `started`.
-    pub(super) clock: u32,
-    pub(super) remote: Remote,
-    pub(super) stopping: bool,
-    pub(super) aio: Rc<Runtime>,
     /// Threads for what blocks; `None` in a simulation, where everything happens on one.
     pub(super) blocking: Option<Arc<Blocking>>,
     /// Lookups of host names under way.
     pub(super) resolving: usize,
-    /// Results of blocking work, in a simulation.
-    pub(super) done: VecDeque<(ConnectionId, Message)>,
 }
 
 /// A session and what it needs to send.

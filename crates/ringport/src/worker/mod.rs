@@ -62,35 +62,36 @@ use crate::blocking::Blocking;
 use crate::remote::{Letter, Remote};
 use crate::session::{CloseReason, ConnectionOptions, Ending, Pauses, Phase, WantsMemory};
 
-/// One thread's share of a server or client.
+/// One thread's share of a server or client. In this order what each turn needs lies together.
+#[repr(C)]
 pub(crate) struct Worker<E: Engine> {
     engine: E,
-    context: Context,
+    /// Whose callback runs.
+    current: Option<ConnId>,
+    /// Time to drain when the process is asked to end; `None` if another worker sees to that, or nobody.
+    stop_on_signals: Option<Duration>,
     services: Vec<Box<dyn Service>>,
-    listeners: Vec<Listening>,
+    mailbox: Arc<Mailbox<Letter>>,
     /// Datagram sockets by the slots of their ids.
     udp: Vec<Option<datagram::UdpSocket>>,
     /// Datagram sockets whose sends were refused and that have room again.
     udp_writable: Vec<UdpId>,
+    /// Ends when its last connection has ended: a client.
+    until_idle: bool,
+    drain: Option<Drain>,
+    context: Context,
+    listeners: Vec<Listening>,
     /// Datagrams that were waiting when their socket was closed.
     datagrams_unsent: u64,
     /// Bytes of datagrams that the engine had sent when the counters were published last.
     datagram_bytes_sent: u64,
-    mailbox: Arc<Mailbox<Letter>>,
     share: Share,
     tick: Option<Duration>,
-    drain: Option<Drain>,
-    /// Time to drain when the process is asked to end; `None` if another worker sees to that, or nobody.
-    stop_on_signals: Option<Duration>,
     /// Connects to several addresses under way, by number.
     races: BTreeMap<u32, Race>,
     next_race: u32,
-    /// Ends when its last connection has ended: a client.
-    until_idle: bool,
     /// The service of the connections that tasks open.
     task_service: u32,
-    /// Whose callback runs.
-    current: Option<ConnId>,
 }
 
 struct Listening {
@@ -252,24 +253,29 @@ impl<E: Engine> Worker<E> {
 
     /// Whether nothing is left to do, ever.
     pub(crate) fn is_finished(&self) -> bool {
-        let ending = self.drain.is_some() || self.until_idle;
+        if self.drain.is_none() && !self.until_idle {
+            return false;
+        }
         let listens = !self.listeners.is_empty() || self.has_datagrams();
         let ended = self.context.live == 0 && !listens && self.context.resolving == 0;
         let idle = self.drain.is_some() || !self.context.aio.has_tasks();
-        ending && ended && idle || self.drain.as_ref().is_some_and(|drain| drain.is_hopeless(self.context.now))
+        ended && idle || self.drain.as_ref().is_some_and(|drain| drain.is_hopeless(self.context.now))
     }
 
     /// Everything of a turn that may call a handler. After a panic it is called again and goes on.
     fn work(&mut self, letters: &mut usize) {
         loop {
-            // Matched as it comes, so that the two that nearly every message has are not moved as a whole.
-            let next = self.engine.next();
-            self.look_ahead();
-            match next {
-                Some(Event::Received { conn, buf }) => self.received(conn, buf),
-                Some(Event::Sent { conn, bytes, idle }) => self.sent(conn, bytes, idle),
-                Some(other) => self.event(other),
-                None => break,
+            let usual = self.engine.next_usual();
+            if let Some((conn, buf)) = usual.received {
+                self.look_ahead();
+                self.received(conn, buf);
+            } else if let Some((conn, bytes, idle)) = usual.sent {
+                self.look_ahead();
+                self.sent(conn, bytes, idle);
+            } else {
+                let Some(event) = self.engine.next() else { break };
+                self.look_ahead();
+                self.event(event);
             }
         }
         while *letters > 0
@@ -302,10 +308,11 @@ impl<E: Engine> Worker<E> {
         }
     }
 
-    /// All events but those that nearly every message has.
     #[inline(never)]
     fn event(&mut self, event: Event) {
         match event {
+            Event::Received { conn, buf } => self.received(conn, buf),
+            Event::Sent { conn, bytes, idle } => self.sent(conn, bytes, idle),
             Event::Accepted { listener, socket } => self.accepted(listener, socket),
             Event::Connected { conn } => self.connected(conn),
             Event::PeerClosed { conn } => self.peer_closed(conn),
@@ -386,8 +393,11 @@ impl<E: Engine> Worker<E> {
         session.handed += bytes as u64;
         session.sending = !idle;
         session.sent_at = clock;
+        let settled = session.outbox.is_empty() && session.is_settled();
         context.account.release(bytes as u64);
-        self.settle(conn);
+        if !settled {
+            self.settle(conn);
+        }
     }
 
     fn connected(&mut self, conn: ConnId) {
@@ -548,7 +558,7 @@ impl<E: Engine> Worker<E> {
     #[inline]
     fn publish(&mut self) {
         let engine = self.engine.stats();
-        let counters = &self.context.counters;
+        let counters: &Counters = &self.context.counters;
         counters.turns.set(engine.waits);
         counters.events.set(engine.events);
         counters.calls.set(engine.calls);

@@ -29,7 +29,7 @@ impl Context {
         if let Some(stream) = first {
             self.hand_over(facts, stream, Some(current));
         }
-        if self.aio.is_touched() || !self.aio.is_settled() {
+        if self.aio.is_stirred() {
             self.carry_out(facts, Some(current));
         }
     }

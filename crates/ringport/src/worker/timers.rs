@@ -54,13 +54,14 @@ struct UserTimer {
     state: Option<(TimerKey, Instant, Due)>,
 }
 
-/// The wheel, and the users' timers by number.
+/// The wheel, and the users' timers by number. In this order what each turn needs lies together.
+#[repr(C)]
 pub(super) struct Timers {
+    expired: VecDeque<Timer>,
     wheel: Wheel<Timer>,
     user: Vec<UserTimer>,
     free: Vec<u32>,
     fresh: Vec<Timer>,
-    expired: VecDeque<Timer>,
 }
 
 impl Timers {
@@ -131,6 +132,7 @@ impl Timers {
         Some(state)
     }
 
+    #[inline]
     pub(super) fn next_deadline(&self) -> Option<Instant> {
         self.wheel.next_deadline()
     }
@@ -139,14 +141,20 @@ impl Timers {
     /// timers began.
     #[inline]
     pub(super) fn expire(&mut self, now: Instant) -> u64 {
-        let clock = self.wheel.expire(now, &mut self.fresh);
-        if !self.fresh.is_empty() {
-            self.expired.extend(self.fresh.drain(..));
+        if self.wheel.is_due(now) {
+            self.collect_due(now);
         }
-        clock
+        self.wheel.clock()
+    }
+
+    #[inline(never)]
+    fn collect_due(&mut self, now: Instant) {
+        self.wheel.expire(now, &mut self.fresh);
+        self.expired.extend(self.fresh.drain(..));
     }
 
     /// The next timer that is due, in order. One at a time, so that a callback that panics costs no other timer.
+    #[inline]
     pub(super) fn next_expired(&mut self) -> Option<Timer> {
         self.expired.pop_front()
     }

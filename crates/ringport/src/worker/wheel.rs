@@ -49,13 +49,19 @@ pub(crate) struct TimerKey {
 
 /// Timers that carry a `T` each.
 #[derive(Debug)]
+#[repr(C)]
 pub(crate) struct Wheel<T: Copy> {
-    /// Tick 0.
-    origin: Instant,
+    // What every turn looks at comes first: most turns are shorter than a tick, and need no more than this.
     /// The tick up to which everything has fired.
     current: u64,
-    /// When the next tick begins. Most turns are shorter than a tick, and need no more than this.
+    /// When the next tick begins.
     next_tick: Instant,
+    /// Something is in the list [`DUE`].
+    has_due: bool,
+    /// What [`Wheel::next_deadline`] said last, until a list gets its first entry or loses its last. It is asked every turn.
+    next: Cell<Option<Option<Instant>>>,
+    /// Tick 0.
+    origin: Instant,
     /// One bit for each slot whose list is not empty.
     occupied: [u64; LEVELS],
     /// `LEVELS × SLOTS` lists, and [`DUE`].
@@ -63,8 +69,6 @@ pub(crate) struct Wheel<T: Copy> {
     entries: Vec<Entry>,
     /// First entry that is not in use, chained by `place`.
     free: u32,
-    /// What [`Wheel::next_deadline`] said last, until a list gets its first entry or loses its last. It is asked every turn.
-    next: Cell<Option<Option<Instant>>>,
 }
 
 /// A timer in a list.
@@ -94,6 +98,7 @@ impl<T: Copy> Wheel<T> {
             origin: now,
             current: 0,
             next_tick: now + TICK,
+            has_due: false,
             occupied: [0; LEVELS],
             lists: vec![Vec::new(); DUE + 1],
             entries: Vec::new(),
@@ -141,7 +146,7 @@ impl<T: Copy> Wheel<T> {
     }
 
     fn find_next_deadline(&self) -> Option<Instant> {
-        let tick = if self.lists[DUE].is_empty() { self.next_slot()?.0 } else { self.current };
+        let tick = if self.has_due { self.current } else { self.next_slot()?.0 };
         // A deadline that the clock cannot express never comes.
         self.origin.checked_add(Duration::from_millis(tick))
     }
@@ -151,9 +156,8 @@ impl<T: Copy> Wheel<T> {
     ///
     /// None fires before its deadline, and none later than the first call at least one tick after it. A `now` before
     /// that of the last call counts as that.
-    #[inline]
     pub(crate) fn expire(&mut self, now: Instant, out: &mut Vec<T>) -> u64 {
-        if now >= self.next_tick || !self.lists[DUE].is_empty() {
+        if self.is_due(now) {
             let tick = self.tick_before(now).max(self.current);
             self.expire_until(tick, out);
             self.next_tick = self.origin.checked_add(Duration::from_millis(tick + 1)).unwrap_or(now);
@@ -161,7 +165,18 @@ impl<T: Copy> Wheel<T> {
         self.current
     }
 
-    #[inline(never)]
+    /// Whether [`Wheel::expire`] would do anything.
+    #[inline]
+    pub(crate) fn is_due(&self, now: Instant) -> bool {
+        now >= self.next_tick || self.has_due
+    }
+
+    /// The whole milliseconds between the beginning of the wheel's time and the last [`Wheel::expire`].
+    #[inline]
+    pub(crate) fn clock(&self) -> u64 {
+        self.current
+    }
+
     fn expire_until(&mut self, target: u64, out: &mut Vec<T>) {
         self.fire(DUE, out);
         while let Some((tick, level, slot)) = self.next_slot().filter(|(tick, ..)| *tick <= target) {
@@ -276,6 +291,7 @@ impl<T: Copy> Wheel<T> {
     fn set_occupied(&mut self, list: usize, occupied: bool) {
         self.next.set(None);
         if list == DUE {
+            self.has_due = occupied;
             return;
         }
         let bit = 1 << (list % SLOTS);

@@ -50,7 +50,7 @@ use self::datagram::Datagrams;
 pub(crate) use self::probe::probe;
 use self::wait::{Ready, Target, Turn};
 use super::contract::{
-    Close, ConnInfo, Engine, EngineConfig, EngineStats, Event, SendProgress, SendTo, Upcoming, Wake, Waker, Want,
+    Close, ConnInfo, Engine, EngineConfig, EngineStats, Event, SendProgress, SendTo, Upcoming, Usual, Wake, Waker, Want,
 };
 use super::direct::Sender;
 use super::spin::Spin;
@@ -268,7 +268,12 @@ impl Engine for ReadinessEngine {
 
     #[inline]
     fn next(&mut self) -> Option<Event> {
-        self.next_event()
+        self.any_next()
+    }
+
+    #[inline]
+    fn next_usual(&mut self) -> Usual {
+        self.usual_next()
     }
 
     #[inline]

@@ -11,7 +11,7 @@ use super::close::Farewell;
 use super::receive::Step;
 use super::{Conn, EVENTS_PER_CALL, ReadinessEngine};
 use crate::engine::LISTED_AT_FIRST;
-use crate::engine::contract::{Event, Upcoming};
+use crate::engine::contract::{Event, Upcoming, Usual};
 use crate::engine::datagram::Port;
 use crate::id::{ConnId, Id, ListenerId, Table, UdpId};
 
@@ -367,23 +367,31 @@ impl ReadinessEngine {
     }
 
     #[inline]
-    pub(super) fn next_event(&mut self) -> Option<Event> {
-        if self.turn.events_left > 0
-            && let Some((conn, buf)) = self.receive_fresh()
-        {
-            self.turn.events_left -= 1;
-            self.stats.events += 1;
-            return Some(Event::Received { conn, buf });
+    pub(super) fn usual_next(&mut self) -> Usual {
+        if self.turn.events_left == 0 {
+            return Usual::default();
         }
+        let received = self.receive_fresh();
+        self.count_events(received.is_some());
+        Usual { received, sent: None }
+    }
+
+    #[inline]
+    pub(super) fn any_next(&mut self) -> Option<Event> {
         if self.turn.is_over() { None } else { self.next_of_any_kind() }
     }
 
     #[inline(never)]
     fn next_of_any_kind(&mut self) -> Option<Event> {
-        let event = self.produce()?;
-        self.turn.events_left -= 1;
-        self.stats.events += 1;
-        Some(event)
+        let event = self.produce();
+        self.count_events(event.is_some());
+        event
+    }
+
+    #[inline]
+    fn count_events(&mut self, one: bool) {
+        self.turn.events_left -= usize::from(one);
+        self.stats.events += u64::from(one);
     }
 
     fn produce(&mut self) -> Option<Event> {

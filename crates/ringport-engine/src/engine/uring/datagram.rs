@@ -60,6 +60,7 @@ enum Entry {
 /// Everything about datagrams. Holds no buffers until the first socket is bound.
 pub(super) struct Datagrams {
     entries: Table<Entry>,
+    /// `None` as long as no socket was bound, and then there is nothing else here either.
     memory: Option<Memory>,
     /// Ports that have something to say or to receive, and how many of them are left to serve in this turn.
     ready: VecDeque<UdpId>,
@@ -143,17 +144,27 @@ impl Datagrams {
         }
     }
 
+    /// Whether a socket was ever bound. Most engines have none, and then look at nothing else of this.
+    #[inline]
+    pub(super) fn is_used(&self) -> bool {
+        self.memory.is_some()
+    }
+
+    #[inline]
     pub(super) fn begin_turn(&mut self) {
+        if !self.is_used() {
+            return;
+        }
         self.ready_this_turn = self.ready.len();
         self.turn = self.turn.wrapping_add(1);
     }
 
     pub(super) fn has_leftovers(&self) -> bool {
-        self.current.is_some() || !self.ready.is_empty() || !self.flush.is_empty()
+        self.is_used() && (self.current.is_some() || !self.ready.is_empty() || !self.flush.is_empty())
     }
 
     pub(super) fn is_starved(&self) -> bool {
-        !self.starved.is_empty()
+        self.is_used() && !self.starved.is_empty()
     }
 
     /// From now on a slot that another thread gives back rings `bell`. `false` if one has come back already.
@@ -329,7 +340,14 @@ impl UringEngine {
     }
 
     /// Before the engine sleeps: sends what waits, lends the slots that this and others gave back, and feeds the starved.
+    #[inline]
     pub(super) fn serve_datagrams(&mut self) {
+        if self.udp.is_used() {
+            self.serve_ports();
+        }
+    }
+
+    fn serve_ports(&mut self) {
         if let Some(id) = self.udp.current.take() {
             self.udp.enqueue(id);
         }
@@ -388,6 +406,10 @@ impl UringEngine {
     /// The next event of a port that was served before, or that waits in the list.
     #[inline]
     pub(super) fn next_datagram(&mut self) -> Option<Event> {
+        if self.udp.is_used() { self.next_of_ports() } else { None }
+    }
+
+    fn next_of_ports(&mut self) -> Option<Event> {
         loop {
             if let Some(id) = self.udp.current {
                 if let Some(event) = self.serve_port(id) {

@@ -69,7 +69,7 @@ use self::send::{Batch, Flight};
 use self::wait::Bell;
 use self::zero::Loan;
 use super::contract::{
-    Close, ConnInfo, Engine, EngineConfig, EngineStats, Event, SendProgress, SendTo, Upcoming, Waker, Want,
+    Close, ConnInfo, Engine, EngineConfig, EngineStats, Event, SendProgress, SendTo, Upcoming, Usual, Waker, Want,
 };
 use super::direct::Sender;
 use super::spin::Spin;
@@ -238,61 +238,70 @@ enum Farewell {
 }
 
 /// The engine on io_uring. See the [module](self).
+///
+/// What each turn and each message need comes first, in one place: after the kernel's part of a lonely message nothing of it is
+/// left in the near caches, and each further line is fetched anew.
+#[repr(C)]
 pub struct UringEngine {
-    ring: Ring,
-    // What the kernel may see is dropped by hand, or leaked if the kernel does not let go of it in time.
-    conns: ManuallyDrop<Table<Conn>>,
-    buffers: ManuallyDrop<Option<BufferRing>>,
-    pool: ManuallyDrop<Pool>,
-    /// Pieces that the kernel reads from until it notifies.
-    loans: ManuallyDrop<Table<Loan>>,
-    /// A piece of this many bytes is sent without a copy.
-    zero_copy_above: Option<usize>,
-    udp: ManuallyDrop<Datagrams>,
-    listeners: Table<Listener>,
-    bell: Arc<Bell>,
-    bell_armed: bool,
-    config: EngineConfig,
-    /// Mode of new connections, and whether it may change.
-    first_mode: Mode,
-    adaptive: bool,
-    /// How large messages are received, if that is found out by measuring; otherwise directly.
-    chooser: Option<Chooser>,
-    /// Whether a connection in multishot mode sends by a plain call as well.
-    send_at_once: bool,
-    /// A receive of this many bytes is large; one of fewer than `small_bytes` is small.
-    large_bytes: u32,
-    small_bytes: u32,
-    #[expect(clippy::vec_box, reason = "a batch moves between here and a connection, its kilobyte does not")]
-    spare_batches: Vec<Box<Batch>>,
-    farewells: VecDeque<Farewell>,
-    /// The connection that plain calls are draining, and what it got in this go.
-    current: Option<ConnId>,
-    current_bytes: usize,
-    /// The connection that the last multishot receive was for, and what it got in a row in this turn.
-    run: Option<ConnId>,
-    run_bytes: usize,
-    /// Those that used up their bytes, and how many of them are left to serve in this turn.
-    ready: VecDeque<ConnId>,
-    ready_this_turn: usize,
-    /// They come before the completions in every second turn, so that neither can keep the other from its share.
-    ready_first: bool,
-    /// Those that found no small, and no large, slot.
-    starved: VecDeque<ConnId>,
-    starved_direct: VecDeque<ConnId>,
-    /// A listener waits for descriptors or memory; one connection has given its own back since.
-    backed_off: bool,
-    descriptor_freed: bool,
-    events_left: usize,
-    /// When the earliest alarm ends the wait, its number, how many are under way, and what the kernel reads of it.
+    now: Instant,
+    /// When the earliest alarm ends the wait, its number, and how many are under way.
     alarm_at: Option<Instant>,
     alarm_serial: u32,
     alarms: u32,
-    alarm_time: Box<Timespec>,
-    spin: Spin,
+    /// Most events of a turn, and most bytes of one connection; how many events are left.
+    events_per_turn: usize,
+    bytes_per_turn: usize,
+    events_left: usize,
+    /// The connection that plain calls are draining, and what it got in this go.
+    current: Option<ConnId>,
+    /// The connection that the last multishot receive was for, and what it got in a row in this turn.
+    run: Option<ConnId>,
+    current_bytes: usize,
+    run_bytes: usize,
+    /// Of those that used up their bytes, how many are left to serve in this turn.
+    ready_this_turn: usize,
+    /// They come before the completions in every second turn, so that neither can keep the other from its share.
+    ready_first: bool,
+    /// Mode of new connections, and whether it may change.
+    first_mode: Mode,
+    adaptive: bool,
+    /// Whether a connection in multishot mode sends by a plain call as well.
+    send_at_once: bool,
+    /// A listener waits for descriptors or memory; one connection has given its own back since.
+    backed_off: bool,
+    descriptor_freed: bool,
+    bell_armed: bool,
     sender: Sender,
-    now: Instant,
+    /// A receive of this many bytes is large; one of fewer than `small_bytes` is small.
+    large_bytes: u32,
+    small_bytes: u32,
+    /// A piece of this many bytes is sent without a copy.
+    zero_copy_above: Option<usize>,
+    // What the kernel may see is dropped by hand, or leaked if the kernel does not let go of it in time.
+    conns: ManuallyDrop<Table<Conn>>,
+    pool: ManuallyDrop<Pool>,
+    buffers: ManuallyDrop<Option<BufferRing>>,
     stats: EngineStats,
+    spin: Spin,
+    farewells: VecDeque<Farewell>,
+    /// Those that used up their bytes.
+    ready: VecDeque<ConnId>,
+    /// Those that found no small, and no large, slot.
+    starved: VecDeque<ConnId>,
+    starved_direct: VecDeque<ConnId>,
+    /// How large messages are received, if that is found out by measuring; otherwise directly.
+    chooser: Option<Chooser>,
+    udp: ManuallyDrop<Datagrams>,
+    ring: Ring,
+    /// What the kernel reads of an alarm.
+    alarm_time: Box<Timespec>,
+    /// Pieces that the kernel reads from until it notifies.
+    loans: ManuallyDrop<Table<Loan>>,
+    listeners: Table<Listener>,
+    bell: Arc<Bell>,
+    #[expect(clippy::vec_box, reason = "a batch moves between here and a connection, its kilobyte does not")]
+    spare_batches: Vec<Box<Batch>>,
+    config: EngineConfig,
 }
 
 impl UringEngine {
@@ -380,6 +389,8 @@ impl Engine for UringEngine {
             starved_direct: VecDeque::with_capacity(LISTED_AT_FIRST),
             backed_off: false,
             descriptor_freed: false,
+            events_per_turn: config.events_per_turn.max(1),
+            bytes_per_turn: config.bytes_per_turn.max(1),
             events_left: config.events_per_turn.max(1),
             alarm_at: None,
             alarm_serial: 0,
@@ -479,16 +490,13 @@ impl Engine for UringEngine {
         self.turn(deadline)
     }
 
-    #[inline]
     fn next(&mut self) -> Option<Event> {
-        if self.events_left == 0 {
-            return None;
-        }
-        // Counted without taking it apart: that would move it.
-        let event = self.next_event();
-        self.events_left -= usize::from(event.is_some());
-        self.stats.events += u64::from(event.is_some());
-        event
+        self.any_next()
+    }
+
+    #[inline]
+    fn next_usual(&mut self) -> Usual {
+        self.usual_next()
     }
 
     #[inline]

@@ -14,7 +14,7 @@ use std::os::fd::AsFd;
 use io_uring::opcode;
 
 use super::adapt::Way;
-use super::ring::{BUFFER_GROUP, Completion};
+use super::ring::{BUFFER_GROUP, BufferRing, Completion};
 use super::{Conn, Mode, Op, State, UringEngine};
 use crate::buffer::{Buf, SlotClass};
 use crate::engine::contract::Event;
@@ -116,40 +116,58 @@ impl UringEngine {
             drop(self.filled(completion));
             return None;
         };
-        let mut settle = false;
-        if !completion.more() {
+        let ended = !completion.more();
+        if ended {
             conn.disarm(Op::Receive);
-            settle = true;
         }
         if completion.result <= 0 {
             drop(self.filled(completion));
             self.receive_ended(id, completion.result);
             return self.report_eof(id, completion.result);
         }
+        let received = self.on_bytes(completion).or_else(|| self.on_other_bytes(completion));
+        if ended {
+            self.settle(id);
+        }
+        received.map(|(conn, buf)| Event::Received { conn, buf })
+    }
+
+    /// A multishot receive has brought something. `None` if it takes more to deliver that, and nothing has happened then.
+    #[inline]
+    pub(super) fn on_bytes(&mut self, completion: Completion) -> Option<(ConnId, Buf)> {
+        let (id, conn) = self.conn_of(completion)?;
+        if conn.state == State::Closing || self.pool.is_low(SlotClass::Small) || self.buffers.is_none() {
+            return None;
+        }
+        let buffer = completion.buffer()?;
+        self.note_bytes(id, completion);
+        // Only now, so that it is made where it is needed: each move of what was just written stalls the processor.
+        // SAFETY: the completion was just taken from the ring, and names the buffer.
+        let take = |buffers: &mut BufferRing| unsafe { buffers.take(&self.pool, buffer, completion.result as u32) };
+        self.buffers.as_mut().map(take).map(|buf| (id, buf))
+    }
+
+    /// Slots are low, so that the bytes are copied out of theirs, or nobody wants them any more.
+    #[cold]
+    fn on_other_bytes(&mut self, completion: Completion) -> Option<(ConnId, Buf)> {
+        let buf = self.filled(completion)?;
+        let (id, conn) = self.conn_of(completion)?;
         let closing = conn.state == State::Closing;
+        self.note_bytes(id, completion);
+        if closing { None } else { Some((id, self.pool.relieve(buf, SlotClass::Small))) }
+    }
+
+    /// Counts received bytes for the share of their connection and the choice of its mode.
+    #[inline]
+    fn note_bytes(&mut self, id: ConnId, completion: Completion) {
         let bytes = completion.result as usize;
-        settle |= self.adapt(id, bytes);
-        if settle {
+        if self.adapt(id, bytes) {
             self.settle(id);
         }
         if self.run != Some(id) {
             (self.run, self.run_bytes) = (Some(id), 0);
         }
         self.run_bytes += bytes;
-        if closing || self.pool.is_low(SlotClass::Small) {
-            return self.received_otherwise(id, completion, closing);
-        }
-        let (Some(buffer), Some(buffers)) = (completion.buffer(), self.buffers.as_mut()) else { return None };
-        // Only now, so that it is made where the event has it: each move of what was just written stalls the processor.
-        // SAFETY: the completion was just taken from the ring, and names the buffer.
-        Some(Event::Received { conn: id, buf: unsafe { buffers.take(&self.pool, buffer, bytes as u32) } })
-    }
-
-    /// Slots are low, so that the bytes are copied out of theirs, or nobody wants them any more.
-    #[cold]
-    fn received_otherwise(&mut self, id: ConnId, completion: Completion, closing: bool) -> Option<Event> {
-        let buf = self.filled(completion)?;
-        if closing { None } else { Some(Event::Received { conn: id, buf: self.pool.relieve(buf, SlotClass::Small) }) }
     }
 
     /// Takes the slot that a completion fills back from the kernel.
@@ -276,6 +294,20 @@ impl UringEngine {
     /// armed has to be settled.
     #[inline]
     fn adapt(&mut self, id: ConnId, bytes: usize) -> bool {
+        let Some(conn) = self.conns.get_mut(id) else { return false };
+        // A small message of a connection that has only such, which is received as these are.
+        if bytes < self.small_bytes as usize && !conn.large && conn.mode == Mode::Multishot {
+            conn.streak = 0;
+            if let Some(chooser) = &mut self.chooser {
+                chooser.received(bytes, false);
+            }
+            return false;
+        }
+        self.adapt_to(id, bytes)
+    }
+
+    #[inline(never)]
+    fn adapt_to(&mut self, id: ConnId, bytes: usize) -> bool {
         if !self.adaptive {
             return false;
         }
@@ -325,7 +357,7 @@ impl UringEngine {
     /// Receives from a connection that was readable beyond its last receive, unless it has had its share.
     #[inline]
     pub(super) fn go_on(&mut self, id: ConnId) -> Option<Event> {
-        let Some(share) = direct::share_left(self.config.bytes_per_turn, self.current_bytes) else {
+        let Some(share) = direct::share_left(self.bytes_per_turn, self.current_bytes) else {
             self.enqueue(id);
             return None;
         };

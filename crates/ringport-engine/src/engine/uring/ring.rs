@@ -13,6 +13,7 @@ use std::time::Duration;
 use io_uring::types::{BufRingEntry, SubmitArgs, Timespec};
 use io_uring::{EnterFlags, IoUring, cqueue, squeue};
 
+use super::Op;
 use crate::buffer::{Buf, Pool, SlotClass, SlotId};
 use crate::engine::contract::Features;
 
@@ -42,6 +43,11 @@ pub(super) struct Completion {
 }
 
 impl Completion {
+    #[inline]
+    pub(super) fn is_of(&self, op: Op) -> bool {
+        self.tag >> 60 == op as u64
+    }
+
     /// Whether the operation goes on: otherwise this is its terminal completion.
     #[inline]
     pub(super) fn more(&self) -> bool {
@@ -68,10 +74,11 @@ const AHEAD: usize = 4;
 const TAKEN_MAX: usize = 16;
 
 /// Completions taken out of the queue ahead of their turn, in order.
+#[repr(C)]
 struct Taken {
-    entries: [Completion; TAKEN_MAX],
-    first: usize,
     len: usize,
+    first: usize,
+    entries: [Completion; TAKEN_MAX],
 }
 
 impl Taken {
@@ -96,6 +103,15 @@ impl Taken {
         Some(completion)
     }
 
+    /// Undoes a pop.
+    #[inline]
+    fn put_back(&mut self, completion: Completion) {
+        debug_assert!(self.len < TAKEN_MAX);
+        self.first = (self.first + TAKEN_MAX - 1) % TAKEN_MAX;
+        self.entries[self.first] = completion;
+        self.len += 1;
+    }
+
     /// The one that comes `ahead` of them after the next.
     #[inline]
     fn get(&self, ahead: usize) -> Option<&Completion> {
@@ -103,17 +119,19 @@ impl Taken {
     }
 }
 
-/// Submission and completion queue.
+/// Submission and completion queue. In this order what each turn needs lies together.
+#[repr(C)]
 pub(super) struct Ring {
-    uring: IoUring,
-    /// Whether to tell what comes next, and what has left the queue for that.
-    pub(super) looks_ahead: bool,
-    taken: Taken,
-    /// Entries that found the submission queue full and the kernel unwilling to empty it.
-    held_back: VecDeque<squeue::Entry>,
-    enter_flags: EnterFlags,
     /// Calls of `io_uring_enter`.
     pub(super) enters: u64,
+    enter_flags: EnterFlags,
+    /// Whether to tell what comes next.
+    pub(super) looks_ahead: bool,
+    /// Entries that found the submission queue full and the kernel unwilling to empty it.
+    held_back: VecDeque<squeue::Entry>,
+    uring: IoUring,
+    /// What has left the queue in order to tell what comes next.
+    taken: Taken,
     /// The setup flags in force, for the probe to tell.
     pub(super) setup: &'static str,
 }
@@ -217,15 +235,24 @@ impl Ring {
     }
 
     /// The next completion.
-    #[inline]
+    #[inline(always)]
     pub(super) fn pop(&mut self) -> Option<Completion> {
-        if self.looks_ahead || self.taken.len > 0 {
+        if self.looks_ahead {
             return self.pop_ahead();
+        }
+        if self.taken.len > 0 {
+            return self.taken.pop();
         }
         self.uring.completion().next().map(Completion::from)
     }
 
+    /// Undoes a pop.
     #[inline]
+    pub(super) fn put_back(&mut self, completion: Completion) {
+        self.taken.put_back(completion);
+    }
+
+    #[inline(never)]
     fn pop_ahead(&mut self) -> Option<Completion> {
         if self.taken.len < AHEAD {
             self.taken.fill(self.uring.completion().map(Completion::from));
@@ -461,8 +488,10 @@ mod tests {
                 assert_eq!(taken.get(ahead).map(|completion| completion.tag), Some(next + ahead as u64));
             }
             assert!(taken.get(taken.len).is_none());
-            for completion in std::iter::from_fn(|| taken.pop()).take(5) {
-                assert_eq!(completion.tag, next);
+            for _ in 0..5 {
+                let Some(completion) = taken.pop() else { break };
+                taken.put_back(completion);
+                assert_eq!(taken.pop().map(|completion| completion.tag), Some(next));
                 next += 1;
             }
         }

@@ -1,6 +1,7 @@
 //! Sending: at most one record in flight for each connection, which owns what the kernel reads.
 
 use std::io;
+use std::mem::ManuallyDrop;
 use std::os::fd::AsFd;
 
 use io_uring::types::Fd;
@@ -10,7 +11,7 @@ use super::ring::Completion;
 use super::zero::is_for_loan;
 use super::{Mode, Op, State, UringEngine};
 use crate::buffer::{Chunk, SendQueue};
-use crate::engine::contract::{Event, SendProgress};
+use crate::engine::contract::SendProgress;
 use crate::engine::direct::{self, PIECES_PER_SEND, Then};
 use crate::id::{ConnId, Id};
 use crate::socket::SockAddr;
@@ -109,8 +110,8 @@ impl Flight {
 /// The answer to a send while the kernel has taken nothing yet.
 const NOTHING: SendProgress = SendProgress { bytes: 0, idle: false };
 
-/// The operation that sends one piece.
-#[inline]
+/// The operation that sends one piece. Inlined for the reason that [`Ring::push`](super::ring::Ring::push) is.
+#[inline(always)]
 fn send_entry(fd: Fd, piece: &Chunk) -> squeue::Entry {
     let data = piece.as_slice();
     // A piece of 4 GiB or more goes in parts; the completion says how much went.
@@ -147,7 +148,9 @@ impl UringEngine {
             && self.zero_copy_above.is_none()
             && let Some(piece) = queue.take_only()
         {
-            conn.flight = Flight::One(piece);
+            // What was there is nothing, but to drop it would mean to look what it is.
+            let before = ManuallyDrop::new(std::mem::replace(&mut conn.flight, Flight::One(piece)));
+            debug_assert!(matches!(*before, Flight::None));
             conn.arm(Op::Send);
             let Flight::One(piece) = &conn.flight else { return NOTHING };
             let entry = send_entry(conn.target(), piece).user_data(Op::Send.tag(id));
@@ -181,6 +184,13 @@ impl UringEngine {
                 }
             }
         }
+        self.start_flight(id, queue);
+        SendProgress { bytes, idle: false }
+    }
+
+    /// Sends the front of `queue` by an operation. By itself, since it needs much of the stack.
+    #[inline(never)]
+    fn start_flight(&mut self, id: ConnId, queue: &mut SendQueue) {
         match queue.front() {
             Some(piece) if is_for_loan(self.zero_copy_above, piece) => {
                 let piece = queue.pop();
@@ -191,14 +201,13 @@ impl UringEngine {
                 self.submit_flight(id);
             }
         }
-        SendProgress { bytes, idle: false }
     }
 
     /// Whether this turn had a single event. Its answer then shares an enter with nobody: the next one would end with the
     /// completion of the send alone, and a second one would have to wait for what comes.
     #[inline]
     fn is_alone(&self) -> bool {
-        self.events_left + 1 >= self.config.events_per_turn
+        self.events_left + 1 >= self.events_per_turn
     }
 
     /// Moves the front of `queue` to where the kernel can read it.
@@ -237,7 +246,7 @@ impl UringEngine {
     }
 
     #[inline]
-    pub(super) fn on_send(&mut self, completion: Completion) -> Option<Event> {
+    pub(super) fn on_send(&mut self, completion: Completion) -> Option<(ConnId, usize, bool)> {
         let (id, conn) = self.conn_of(completion)?;
         conn.disarm(Op::Send);
         if let Flight::One(Chunk::Buf(buf)) = &conn.flight
@@ -246,14 +255,14 @@ impl UringEngine {
             && !conn.finishing
         {
             conn.flight = Flight::None; // Which drops the buffer where it is.
-            return Some(Event::Sent { conn: id, bytes: completion.result as usize, idle: true });
+            return Some((id, completion.result as usize, true));
         }
         self.on_other_send(id, completion)
     }
 
     /// What the completion of a send seldom is: not of one buffer that went whole.
     #[inline(never)]
-    fn on_other_send(&mut self, id: ConnId, completion: Completion) -> Option<Event> {
+    fn on_other_send(&mut self, id: ConnId, completion: Completion) -> Option<(ConnId, usize, bool)> {
         let conn = self.conns.get_mut(id)?;
         if completion.result < 0 {
             self.send_failed(id, -completion.result);
@@ -278,11 +287,11 @@ impl UringEngine {
             self.settle(id);
         }
         // A failing connection takes no more, but what the kernel took still counts.
-        if closing { None } else { Some(Event::Sent { conn: id, bytes, idle: idle && open }) }
+        if closing { None } else { Some((id, bytes, idle && open)) }
     }
 
     /// There is room for more of a file.
-    fn continue_polled(&mut self, id: ConnId) -> Option<Event> {
+    fn continue_polled(&mut self, id: ConnId) -> Option<(ConnId, usize, bool)> {
         let conn = self.conns.get_mut(id)?;
         if conn.state != State::Open {
             self.settle(id);
@@ -302,7 +311,7 @@ impl UringEngine {
             Then::Full | Then::Later => self.submit_flight(id),
             Then::Failed(error) => self.fail(id, code_of(&error)),
         }
-        (bytes > 0).then_some(Event::Sent { conn: id, bytes, idle })
+        (bytes > 0).then_some((id, bytes, idle))
     }
 
     #[cold]

@@ -9,7 +9,7 @@ use io_uring::types::{Fd, Timespec};
 
 use super::ring::{Block, Completion, Ring};
 use super::{Conn, Farewell, GENERATION_MASK, Op, UringEngine};
-use crate::engine::contract::{Event, Wake, Waker};
+use crate::engine::contract::{Event, Usual, Wake, Waker};
 use crate::engine::platform;
 use crate::id::{ConnId, Id};
 use crate::prefetch::NEAR_CONNECTIONS;
@@ -54,7 +54,7 @@ impl UringEngine {
         self.ready_this_turn = self.ready.len();
         self.udp.begin_turn();
         self.ready_first = !self.ready_first;
-        self.events_left = self.config.events_per_turn.max(1);
+        self.events_left = self.events_per_turn;
         self.run_bytes = 0;
         Ok(())
     }
@@ -68,7 +68,7 @@ impl UringEngine {
         let mut rest = block;
         if let Some(budget) = self.spin.budget() {
             self.stats.spins += 1;
-            let most = limit.map_or(budget, |limit| budget.min(limit));
+            let most = if let Block::AtMost(time) = block { budget.min(time) } else { budget };
             loop {
                 self.ring.enter(Block::No)?;
                 if self.ring.has_leftovers() {
@@ -80,8 +80,8 @@ impl UringEngine {
                 }
                 std::hint::spin_loop();
             }
-            if let Some(limit) = limit {
-                rest = Block::AtMost(limit.saturating_sub(begin.elapsed()));
+            if let Block::AtMost(time) = block {
+                rest = Block::AtMost(time.saturating_sub(begin.elapsed()));
             }
         }
         self.ring.enter(rest)?;
@@ -138,7 +138,46 @@ impl UringEngine {
     }
 
     #[inline]
-    pub(super) fn next_event(&mut self) -> Option<Event> {
+    pub(super) fn usual_next(&mut self) -> Usual {
+        let first = self.ready_this_turn == 0 && self.current.is_none() && self.farewells.is_empty();
+        if !first || self.udp.is_used() || self.events_left == 0 || self.run_bytes >= self.bytes_per_turn {
+            return Usual::default();
+        }
+        let Some(completion) = self.ring.pop() else { return Usual::default() };
+        if completion.is_of(Op::Receive)
+            && completion.result > 0
+            && completion.more()
+            && let Some(received) = self.on_bytes(completion)
+        {
+            self.count_events(true);
+            return Usual { received: Some(received), sent: None };
+        }
+        if completion.is_of(Op::Send) {
+            let sent = self.on_send(completion);
+            self.count_events(sent.is_some());
+            return Usual { received: None, sent };
+        }
+        self.ring.put_back(completion);
+        Usual::default()
+    }
+
+    #[inline]
+    fn count_events(&mut self, one: bool) {
+        self.events_left -= usize::from(one);
+        self.stats.events += u64::from(one);
+    }
+
+    #[inline(never)]
+    pub(super) fn any_next(&mut self) -> Option<Event> {
+        if self.events_left == 0 {
+            return None;
+        }
+        let event = self.next_event();
+        self.count_events(event.is_some());
+        event
+    }
+
+    fn next_event(&mut self) -> Option<Event> {
         if !self.farewells.is_empty()
             && let Some(event) = self.say_farewell()
         {
@@ -159,7 +198,7 @@ impl UringEngine {
             return Some(event);
         }
         // What a connection got beyond its share stays in the ring, in order, for the next turn.
-        while self.run_bytes < self.config.bytes_per_turn.max(1)
+        while self.run_bytes < self.bytes_per_turn
             && let Some(completion) = self.ring.pop()
         {
             let event = self.translate(completion);
@@ -202,7 +241,7 @@ impl UringEngine {
         const DATAGRAM_OUT: u64 = Op::DatagramOut as u64;
         match completion.tag >> 60 {
             RECEIVE => self.on_receive(completion),
-            SEND => self.on_send(completion),
+            SEND => self.on_send(completion).map(|(conn, bytes, idle)| Event::Sent { conn, bytes, idle }),
             SEND_ZC => self.on_zero_copy(completion),
             POLL => self.on_poll(completion),
             ACCEPT => self.on_accept(completion),
