@@ -35,12 +35,12 @@ impl Spin {
         (self.is_on() && self.eager).then_some(self.window)
     }
 
-    /// Notes how long a wait took that had nothing left over to do, and how long it might have taken at most. One that was
-    /// short because its deadline was near says nothing of how far apart events are.
-    pub(crate) fn waited(&mut self, time: Duration, most: Option<Duration>) {
+    /// Notes how long a wait took that had nothing left over to do, and whether it brought something. One that was short
+    /// because a deadline was near, its own or one that was asked for before, says nothing of how far apart events are.
+    pub(crate) fn waited(&mut self, time: Duration, brought: bool) {
         if time > self.window {
             self.eager = false;
-        } else if most.is_none_or(|most| time < most) {
+        } else if brought {
             self.eager = true;
         }
     }
@@ -57,25 +57,25 @@ mod tests {
         let mut spin = Spin::new(Some(WINDOW));
         for _ in 0..10 {
             assert_eq!(spin.budget(), Some(WINDOW));
-            spin.waited(WINDOW / 2, None);
+            spin.waited(WINDOW / 2, true);
         }
-        spin.waited(WINDOW * 2, None);
+        spin.waited(WINDOW * 2, true);
         for _ in 0..10 {
             assert_eq!(spin.budget(), None);
-            spin.waited(Duration::from_secs(1), None);
+            spin.waited(Duration::from_secs(1), true);
         }
-        spin.waited(WINDOW / 5, Some(WINDOW));
+        spin.waited(WINDOW / 5, true);
         assert_eq!(spin.budget(), Some(WINDOW), "a short wait is worth another try");
     }
 
     #[test]
     fn a_near_deadline_changes_nothing() {
         let mut spin = Spin::new(Some(WINDOW));
-        spin.waited(WINDOW / 2, Some(WINDOW / 2));
+        spin.waited(WINDOW / 2, false);
         assert_eq!(spin.budget(), Some(WINDOW));
-        spin.waited(WINDOW * 2, Some(WINDOW));
+        spin.waited(WINDOW * 2, false);
         assert_eq!(spin.budget(), None);
-        spin.waited(WINDOW / 2, Some(WINDOW / 3));
+        spin.waited(WINDOW / 2, false);
         assert_eq!(spin.budget(), None, "nothing came in that time");
     }
 

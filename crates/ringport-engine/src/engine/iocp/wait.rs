@@ -50,7 +50,7 @@ impl IocpEngine {
                 self.port.wait(Some(Duration::ZERO))?;
                 self.stats.dequeues += 1;
                 if self.port.has_leftovers() {
-                    self.spin.waited(begin.elapsed(), timeout);
+                    self.spin.waited(begin.elapsed(), true);
                     return Ok(());
                 }
                 if begin.elapsed() >= budget {
@@ -61,7 +61,7 @@ impl IocpEngine {
             left = timeout.map(|timeout| timeout.saturating_sub(begin.elapsed()));
         }
         let outcome = self.port.wait(left);
-        self.spin.waited(begin.elapsed(), timeout);
+        self.spin.waited(begin.elapsed(), self.port.has_leftovers());
         outcome
     }
 

@@ -247,7 +247,7 @@ impl ReadinessEngine {
             loop {
                 self.poll(Some(Duration::ZERO))?;
                 if !self.events.is_empty() {
-                    self.spin.waited(begin.elapsed(), timeout);
+                    self.spin.waited(begin.elapsed(), self.has_news());
                     return Ok(());
                 }
                 if begin.elapsed() >= budget {
@@ -258,8 +258,13 @@ impl ReadinessEngine {
             left = timeout.map(|timeout| timeout.saturating_sub(begin.elapsed()));
         }
         self.poll(left)?;
-        self.spin.waited(begin.elapsed(), timeout);
+        self.spin.waited(begin.elapsed(), self.has_news());
         Ok(())
+    }
+
+    /// Whether the kernel reported anything but a deadline.
+    fn has_news(&self) -> bool {
+        self.events.iter().any(|event| event.token() != ALARM)
     }
 
     /// How long the kernel may let this thread sleep. (mio rounds up to what the kernel can count, so that the last

@@ -129,10 +129,10 @@ impl RioEngine {
         if matches!(until, Until::Now) {
             return self.ask_port(Some(Duration::ZERO));
         }
-        let begin = self.spin.is_on().then(|| (Instant::now(), until.left()));
+        let begin = self.spin.is_on().then(Instant::now);
         let outcome = self.look_then_sleep(until);
-        if let Some((begin, most)) = begin {
-            self.spin.waited(begin.elapsed(), most);
+        if let Some(begin) = begin {
+            self.spin.waited(begin.elapsed(), self.next_result < self.results_end || self.port.has_leftovers());
         }
         outcome
     }

@@ -246,6 +246,13 @@ impl Ring {
         self.uring.completion().next().map(Completion::from)
     }
 
+    /// The next completion, which stays that.
+    pub(super) fn peek(&mut self) -> Option<Completion> {
+        let completion = self.pop()?;
+        self.taken.put_back(completion);
+        Some(completion)
+    }
+
     /// Undoes a pop.
     #[inline]
     pub(super) fn put_back(&mut self, completion: Completion) {

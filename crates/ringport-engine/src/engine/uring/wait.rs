@@ -64,7 +64,6 @@ impl UringEngine {
     #[cold]
     fn spin_then_enter(&mut self, block: Block) -> io::Result<()> {
         let begin = Instant::now();
-        let limit = if let Block::AtMost(time) = block { Some(time) } else { None };
         let mut rest = block;
         if let Some(budget) = self.spin.budget() {
             self.stats.spins += 1;
@@ -72,7 +71,7 @@ impl UringEngine {
             loop {
                 self.ring.enter(Block::No)?;
                 if self.ring.has_leftovers() {
-                    self.spin.waited(begin.elapsed(), limit);
+                    self.note_wait(begin);
                     return Ok(());
                 }
                 if begin.elapsed() >= most {
@@ -85,8 +84,14 @@ impl UringEngine {
             }
         }
         self.ring.enter(rest)?;
-        self.spin.waited(begin.elapsed(), limit);
+        self.note_wait(begin);
         Ok(())
+    }
+
+    /// Notes how a wait went. A deadline that is over, be it an old one, is no news.
+    fn note_wait(&mut self, begin: Instant) {
+        let news = self.ring.peek().is_some_and(|completion| !completion.is_of(Op::Alarm));
+        self.spin.waited(begin.elapsed(), news);
     }
 
     /// How long the enter may wait.
