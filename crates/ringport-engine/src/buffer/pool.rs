@@ -11,6 +11,7 @@
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::cell::Cell;
 use std::fmt;
+use std::hint::cold_path;
 use std::ptr::NonNull;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -334,6 +335,7 @@ impl Pool {
     #[inline]
     pub(crate) fn lease(&self, class: SlotClass) -> Option<Buf> {
         let slot = self.0.list(class).pop().or_else(|| {
+            cold_path();
             self.collect();
             self.0.list(class).pop()
         })?;
@@ -345,6 +347,7 @@ impl Pool {
     #[inline]
     pub(crate) fn vacant(&self, class: SlotClass) -> Option<Vacant<'_>> {
         let slot = self.0.list(class).pop().or_else(|| {
+            cold_path();
             self.collect();
             self.0.list(class).pop()
         })?;
@@ -365,6 +368,7 @@ impl Pool {
         let low = || list.len() + list.lent.get() <= list.low_mark;
         // What other threads gave back ends the shortage at once, and not only when the list is empty.
         low() && {
+            cold_path();
             self.collect();
             low()
         }

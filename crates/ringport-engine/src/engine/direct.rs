@@ -2,6 +2,7 @@
 //!
 //! Both receive into the slot that was used last, which is still in the processor's cache, and send from it at once.
 
+use std::hint::cold_path;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
@@ -55,6 +56,7 @@ pub(crate) fn receive(fd: BorrowedFd<'_>, pool: &Pool, share: usize, calls: &mut
             let more = count as usize >= size.min(STREAM_BYTES);
             // Decided before there is a buffer: one that might be replaced has to be moved once more.
             if pool.is_low(SlotClass::Large) {
+                cold_path();
                 return Received::Data { buf: slot.copied(count as u32), more };
             }
             return Received::Data { buf: slot.filled(count as u32), more };
@@ -114,7 +116,10 @@ impl Sender {
     /// Sends the front of `queue` and takes what was sent out of it, until all is sent or something is in the way.
     #[inline(always)]
     pub(crate) fn send(self, fd: BorrowedFd<'_>, queue: &mut SendQueue, pool: &Pool, calls: &mut u64) -> Sent {
-        let Some(data) = queue.only() else { return self.send_pieces(fd, queue, pool, calls) };
+        let Some(data) = queue.only() else {
+            cold_path();
+            return self.send_pieces(fd, queue, pool, calls);
+        };
         *calls += 1;
         let asked = data.len();
         // SAFETY: `data` is borrowed for the call.
@@ -123,6 +128,7 @@ impl Sender {
             queue.drop_only();
             return Sent { bytes: asked, then: Then::Done };
         }
+        cold_path();
         match took(count, asked, queue) {
             Some(sent) => sent,
             None => self.send_pieces(fd, queue, pool, calls),

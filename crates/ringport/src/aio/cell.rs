@@ -12,6 +12,7 @@ mod deadline;
 mod operations;
 
 use std::cell::{Cell, RefCell};
+use std::hint::cold_path;
 use std::io;
 use std::rc::Rc;
 use std::time::Duration;
@@ -181,10 +182,12 @@ impl StreamCell {
     pub(crate) fn receive(self: &Rc<Self>, buf: Buf) -> Interest {
         let mut inner = self.inner.borrow_mut();
         if inner.reader_gone {
+            cold_path();
             return Interest::None;
         }
         inner.inbox.push(buf);
         if inner.inbox.bytes() > inner.inbox_max as usize && !inner.paused {
+            cold_path();
             self.runtime.touch(self);
         }
         inner.reader.take()
@@ -309,6 +312,29 @@ impl StreamCell {
         account: &mut Account,
     ) -> Option<Todo> {
         let mut inner = self.inner.borrow_mut();
+        if inner.is_plain() && session.phase == Phase::Open && !session.pauses.any() {
+            // What nearly every poll leaves: something to send, which fits.
+            let mut outbox = inner.outbox.take();
+            if outbox.as_mut().is_none_or(|outbox| session.take_all(outbox, options, account)) {
+                inner.session_queued = session.queued();
+                outbox.into_iter().for_each(|empty| self.runtime.give_queue(empty));
+                return None;
+            }
+            inner.outbox = outbox;
+        }
+        cold_path();
+        drop(inner);
+        self.hand_over_more(session, options, account)
+    }
+
+    #[inline(never)]
+    fn hand_over_more(
+        &self,
+        session: &mut Session,
+        options: &ConnectionOptions,
+        account: &mut Account,
+    ) -> Option<Todo> {
+        let mut inner = self.inner.borrow_mut();
         let mut todo = None;
         let abandoned = inner.reader_gone && inner.writer_gone;
         if let Some(reason) = inner.abort.take() {
@@ -358,6 +384,7 @@ impl StreamCell {
             todo.timers[1] = arm(&mut extra.write, WRITE);
         }
         let room = inner.wants_room && inner.has_room();
+        inner.wants_room &= !room;
         let waiting = if room { inner.writer.take() } else { Interest::None };
         drop(inner);
         self.runtime.notify(waiting);
@@ -416,6 +443,15 @@ impl Extra {
 }
 
 impl Inner {
+    /// Whether the worker has nothing to look at but the outbox.
+    #[inline]
+    fn is_plain(&self) -> bool {
+        let ending = self.reader_gone | self.writer_gone | self.finish | self.abort.is_some();
+        let waiting = self.paused | self.continuing | self.wants_room | (self.flush.asked != self.flush.done);
+        let full = self.inbox.bytes() > self.inbox_max as usize;
+        !(ending | waiting | full | self.extra.is_some())
+    }
+
     #[inline]
     fn queued(&self) -> u64 {
         self.session_queued + self.outbox.as_ref().map_or(0, |outbox| outbox.bytes())

@@ -1,6 +1,7 @@
 //! [`Inbox`]: what arrived on a stream and was not taken yet.
 
 use std::collections::VecDeque;
+use std::hint::cold_path;
 
 use ringport_engine::Buf;
 
@@ -31,6 +32,7 @@ impl Inbox {
             self.front = Some(buf);
             return;
         }
+        cold_path();
         let rest = self.rest.get_or_insert_default();
         if rest.len() >= PIECES
             && let Some(last) = rest.back_mut().filter(|last| last.spare() >= buf.len())
@@ -57,6 +59,7 @@ impl Inbox {
         let buf = self.front.take()?;
         self.bytes -= buf.len() as u32;
         if let Some(rest) = &mut self.rest {
+            cold_path();
             self.front = rest.pop_front();
             if rest.is_empty() && rest.capacity() > KEPT_PIECES {
                 self.rest = None;

@@ -5,6 +5,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
+use std::hint::cold_path;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
 use std::rc::Rc;
@@ -327,6 +328,7 @@ impl Runtime {
     #[inline]
     pub(crate) fn poll_at_hand(&self, who: Interest, stream: &Rc<StreamCell>) -> bool {
         let Interest::Task(task) = who else {
+            cold_path();
             self.poll_now(who);
             return false;
         };
@@ -366,9 +368,11 @@ impl Runtime {
                 drop(cancelled);
             }
             Ok(Poll::Ready(())) => {
+                cold_path();
                 self.tasks.borrow_mut().remove(task);
             }
             Err(_) => {
+                cold_path();
                 self.tasks.borrow_mut().remove(task);
                 self.bury(taken.future);
             }

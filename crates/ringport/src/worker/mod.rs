@@ -28,6 +28,7 @@ mod timers;
 mod wheel;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::hint::cold_path;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
@@ -224,6 +225,7 @@ impl<E: Engine> Worker<E> {
             let timer = self.context.timers.next_deadline();
             deadline.map_or(timer, |deadline| Some(timer.map_or(deadline, |timer| timer.min(deadline))))
         } else {
+            cold_path();
             Some(self.context.now)
         };
         self.engine.wait(until)?;
@@ -232,6 +234,7 @@ impl<E: Engine> Worker<E> {
         let may_have_letters = !(sleeps && self.mailbox.awake());
         self.context.set_now(self.engine.now());
         if let Some(within) = self.context.remote.stop_within() {
+            cold_path();
             self.shut_down(within);
         }
         let mut letters = if may_have_letters { LETTERS_PER_TURN } else { 0 };
@@ -274,6 +277,7 @@ impl<E: Engine> Worker<E> {
                 self.sent(conn, bytes, idle);
             } else {
                 let Some(event) = self.engine.next() else { break };
+                cold_path();
                 self.look_ahead();
                 self.event(event);
             }
@@ -281,20 +285,24 @@ impl<E: Engine> Worker<E> {
         while *letters > 0
             && let Some(letter) = self.mailbox.pop()
         {
+            cold_path();
             *letters -= 1;
             self.letter(letter);
         }
         for _ in 0..self.context.done.len() {
+            cold_path();
             let Some((to, message)) = self.context.done.pop_front() else { break };
             if to.worker() == self.context.number() {
                 self.call(to.conn, Happening::Message(message));
             }
         }
         while let Some(timer) = self.context.timers.next_expired() {
+            cold_path();
             self.timer(timer);
         }
         self.run_tasks();
         while let Some(conn) = self.context.dirty.pop() {
+            cold_path();
             if let Some(session) = self.context.find(conn) {
                 session.dirty = false;
                 self.settle(conn);
@@ -303,6 +311,7 @@ impl<E: Engine> Worker<E> {
         self.tell_writable_datagrams();
         // What is added meanwhile has its turn in the next one, since a handler may fill its queue at once again.
         for _ in 0..self.context.later.len() {
+            cold_path();
             let Some((conn, later)) = self.context.later.pop_front() else { return };
             self.call(conn, later.into());
         }
@@ -355,14 +364,17 @@ impl<E: Engine> Worker<E> {
         let Some(session) = context.find(conn) else { return };
         session.received += buf.len() as u64;
         if session.phase != Phase::Open {
+            cold_path();
             return; // Closing: what still comes is discarded, as the graceful close promises.
         }
         session.received_at = clock;
         let (service, state, keeps) = (session.service as usize, session.state, session.keeps);
         if session.metered {
+            cold_path();
             context.count_bytes(conn, buf.len() as u64);
         }
         if keeps {
+            cold_path();
             let joined = context.join_kept(conn, buf);
             self.hand_over(conn, service, state, joined);
         } else {
@@ -375,6 +387,7 @@ impl<E: Engine> Worker<E> {
     fn hand_over(&mut self, conn: ConnId, service: usize, state: u32, buf: Buf) {
         let context = &mut self.context;
         if context.account.is_over() {
+            cold_path();
             context.rest(conn);
         }
         self.current = Some(conn);

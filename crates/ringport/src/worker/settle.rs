@@ -1,5 +1,6 @@
 //! Carrying out what a session intends.
 
+use std::hint::cold_path;
 use std::io;
 
 use ringport_engine::{Close, ConnId, Engine, Want};
@@ -16,6 +17,7 @@ impl<E: Engine> Worker<E> {
         let context = &mut self.context;
         let Some(session) = context.sessions.get_mut(conn.slot()).and_then(Option::as_mut) else { return };
         if session.conn != conn {
+            cold_path();
             return;
         }
         while !session.sending && session.phase != Phase::Ended && (!session.outbox.is_empty() || session.refill()) {
@@ -31,6 +33,7 @@ impl<E: Engine> Worker<E> {
             }
         }
         if !session.is_settled() {
+            cold_path();
             self.settle_further(conn);
         }
     }

@@ -1,5 +1,6 @@
 //! Tasks on a worker: polling those that are ready, and carrying out what they left.
 
+use std::hint::cold_path;
 use std::io;
 use std::rc::Rc;
 
@@ -30,6 +31,7 @@ impl Context {
             self.hand_over(facts, stream, Some(current));
         }
         if self.aio.is_stirred() {
+            cold_path();
             self.carry_out(facts, Some(current));
         }
     }
@@ -50,6 +52,7 @@ impl Context {
         let Some(conn) = stream.conn.get() else { return };
         let Some(session) = self.sessions.get_mut(conn.slot()).and_then(Option::as_mut) else { return };
         if session.conn != conn || session.phase == Phase::Ended {
+            cold_path();
             return;
         }
         let options = &self.options[session.service as usize];

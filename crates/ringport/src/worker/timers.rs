@@ -1,6 +1,7 @@
 //! Timers of a worker: those of the sessions, those of the user, and the worker's own.
 
 use std::collections::VecDeque;
+use std::hint::cold_path;
 use std::time::{Duration, Instant};
 
 use ringport_engine::{ConnId, UdpId};
@@ -142,6 +143,7 @@ impl Timers {
     #[inline]
     pub(super) fn expire(&mut self, now: Instant) -> u64 {
         if self.wheel.is_due(now) {
+            cold_path();
             self.collect_due(now);
         }
         self.wheel.clock()

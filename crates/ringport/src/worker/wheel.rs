@@ -20,6 +20,7 @@
 //! time soon allocates nothing, and a large one at most once for each doubling of a list.
 
 use std::cell::Cell;
+use std::hint::cold_path;
 use std::time::{Duration, Instant};
 
 use ringport_engine::prefetch;
@@ -140,11 +141,13 @@ impl<T: Copy> Wheel<T> {
         if let Some(next) = self.next.get() {
             return next;
         }
+        cold_path();
         let next = self.find_next_deadline();
         self.next.set(Some(next));
         next
     }
 
+    #[inline(never)]
     fn find_next_deadline(&self) -> Option<Instant> {
         let tick = if self.has_due { self.current } else { self.next_slot()?.0 };
         // A deadline that the clock cannot express never comes.

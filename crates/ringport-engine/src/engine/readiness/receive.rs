@@ -1,5 +1,6 @@
 //! Receiving.
 
+use std::hint::cold_path;
 use std::os::fd::AsFd;
 
 use super::ReadinessEngine;
@@ -39,12 +40,14 @@ impl ReadinessEngine {
                 turn.saw_edge();
                 conn.readable = more;
                 if more {
+                    cold_path();
                     turn.current = Some(Ready::Conn(id));
                     turn.used = buf.len();
                 }
                 Some((id, buf))
             }
             Received::Failed(error) => {
+                cold_path();
                 conn.fail(error); // An error is told only once.
                 None
             }

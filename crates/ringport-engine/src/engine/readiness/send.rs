@@ -3,6 +3,7 @@
 //! `send` tries at once, from where the bytes are. Only what the kernel does not take is moved into the connection's
 //! record, which the next writable edge continues.
 
+use std::hint::cold_path;
 use std::net::Shutdown;
 use std::os::fd::AsFd;
 
@@ -24,6 +25,10 @@ impl ReadinessEngine {
         let Sent { bytes, then } = self.sender.send(socket.as_fd(), queue, &self.pool, &mut self.stats.calls);
         match then {
             Then::Done => return SendProgress { bytes, idle: true },
+            _ => cold_path(),
+        }
+        match then {
+            Then::Done => {}
             Then::Full => {
                 conn.record = Some(take_record(queue));
                 conn.ask_for_room(id, self.poll.registry());

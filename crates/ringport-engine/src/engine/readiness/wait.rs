@@ -1,6 +1,7 @@
 //! A turn: what the kernel reports, and the order in which it is worked off.
 
 use std::collections::VecDeque;
+use std::hint::cold_path;
 use std::io;
 use std::time::{Duration, Instant};
 
@@ -152,6 +153,7 @@ impl Turn {
     #[inline]
     pub(super) fn fresh<'a>(&self, conns: &'a mut Table<Conn>) -> Option<(ConnId, &'a mut Conn)> {
         if self.woken || self.left > 0 || self.current.is_some() {
+            cold_path();
             return None;
         }
         let &Edge { token, flags } = self.edges.get(self.edges_seen)?;
@@ -198,6 +200,7 @@ impl ReadinessEngine {
     pub(super) fn begin_turn(&mut self, deadline: Option<Instant>) -> io::Result<()> {
         self.stats.waits += 1;
         if self.turn.has_edges() {
+            cold_path();
             self.keep_edges();
         }
         self.feed_starved();
@@ -208,14 +211,17 @@ impl ReadinessEngine {
         let sleeps = timeout != Some(Duration::ZERO);
         let (hungry, hungry_ports) = (sleeps && !self.starved.is_empty(), sleeps && self.udp.is_starved());
         if hungry && !self.pool.begin_shortage(&self.waker) || hungry_ports && !self.udp.begin_shortage(&self.waker) {
+            cold_path();
             timeout = Some(Duration::ZERO);
         }
         let spins = self.spin.is_on() && timeout != Some(Duration::ZERO);
         let outcome = if spins { self.spin_then_poll(timeout) } else { self.poll(timeout) };
         if hungry {
+            cold_path();
             self.pool.end_shortage();
         }
         if hungry_ports {
+            cold_path();
             self.udp.end_shortage();
         }
         outcome?;
@@ -322,13 +328,17 @@ impl ReadinessEngine {
             match Target::of(token) {
                 (Some(Target::Conn | Target::Listener), _) => turn.edges.push(Edge::of(event)),
                 (Some(Target::Udp), slot) => {
+                    cold_path();
                     if let Some((id, port)) = udp.at(slot, token)
                         && port.note(event, stats)
                     {
                         turn.queue_port(id, port);
                     }
                 }
-                (Some(Target::Waker), _) => turn.woken = true,
+                (Some(Target::Waker), _) => {
+                    cold_path();
+                    turn.woken = true;
+                }
                 (Some(Target::Alarm), _) => *alarm_at = None,
                 (None, _) => {}
             }
@@ -374,6 +384,7 @@ impl ReadinessEngine {
     #[inline]
     pub(super) fn usual_next(&mut self) -> Usual {
         if self.turn.events_left == 0 {
+            cold_path();
             return Usual::default();
         }
         let received = self.receive_fresh();

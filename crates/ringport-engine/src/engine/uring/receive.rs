@@ -9,6 +9,7 @@
 //! the FIN may have come with the same edge as the last bytes. The poll says so (`EPOLLRDHUP`), and then receiving goes on
 //! to the end of stream.
 
+use std::hint::cold_path;
 use std::os::fd::AsFd;
 
 use io_uring::opcode;
@@ -137,6 +138,7 @@ impl UringEngine {
     pub(super) fn on_bytes(&mut self, completion: Completion) -> Option<(ConnId, Buf)> {
         let (id, conn) = self.conn_of(completion)?;
         if conn.state == State::Closing || self.pool.is_low(SlotClass::Small) || self.buffers.is_none() {
+            cold_path();
             return None;
         }
         let buffer = completion.buffer()?;
@@ -162,6 +164,7 @@ impl UringEngine {
     fn note_bytes(&mut self, id: ConnId, completion: Completion) {
         let bytes = completion.result as usize;
         if self.adapt(id, bytes) {
+            cold_path();
             self.settle(id);
         }
         if self.run != Some(id) {
@@ -391,11 +394,13 @@ impl UringEngine {
         if let Some(buffers) = self.buffers.as_mut() {
             buffers.refill(&self.pool);
             if !self.starved.is_empty() {
+                cold_path();
                 let slots = buffers.lent();
                 self.feed_multishot(slots);
             }
         }
         if !self.starved_direct.is_empty() {
+            cold_path();
             self.feed_direct();
         }
     }

@@ -5,6 +5,7 @@
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::collections::VecDeque;
+use std::hint::cold_path;
 use std::io;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -241,9 +242,16 @@ impl Ring {
             return self.pop_ahead();
         }
         if self.taken.len > 0 {
+            cold_path();
             return self.taken.pop();
         }
         self.uring.completion().next().map(Completion::from)
+    }
+
+    /// Whether no completion is there.
+    #[inline]
+    pub(super) fn is_empty(&mut self) -> bool {
+        self.taken.len == 0 && self.uring.completion().is_empty()
     }
 
     /// The next completion, which stays that.
@@ -288,6 +296,7 @@ impl Ring {
     /// Only what no retry can mend.
     pub(super) fn enter(&mut self, block: Block) -> io::Result<()> {
         if !self.held_back.is_empty() {
+            cold_path();
             self.release_held_back();
         }
         self.enters += 1;
@@ -300,6 +309,7 @@ impl Ring {
             // SAFETY: as above.
             Block::Forever => unsafe { submitter.enter::<libc::sigset_t>(queued, 1, flags.bits(), None) },
             Block::AtMost(time) => {
+                cold_path();
                 let time = Timespec::from(time);
                 let arguments = SubmitArgs::new().timespec(&time);
                 let flags = flags | EnterFlags::EXT_ARG;
@@ -391,6 +401,7 @@ impl BufferRing {
     pub(super) fn refill(&mut self, pool: &Pool) {
         let before = self.tail;
         if self.lent < self.target / 2 && self.tail != 0 {
+            cold_path();
             // One turn used up more than half: the next may need more than there are.
             self.target = next_target(self.target, self.target - self.lent, self.bytes).min(self.target_max);
         }

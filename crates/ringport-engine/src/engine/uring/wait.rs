@@ -1,5 +1,6 @@
 //! A turn: what `wait` does before and after the one system call, and how completions become events.
 
+use std::hint::cold_path;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::Instant;
@@ -21,6 +22,7 @@ impl UringEngine {
     pub(super) fn turn(&mut self, deadline: Option<Instant>) -> io::Result<()> {
         self.stats.waits += 1;
         if let Some(id) = self.current.take() {
+            cold_path();
             self.enqueue(id);
         }
         self.feed_starved();
@@ -28,6 +30,7 @@ impl UringEngine {
         if let Some(chooser) = &mut self.chooser
             && chooser.is_due()
         {
+            cold_path();
             chooser.sample(platform::thread_time());
         }
         let retry = self.resume_listeners();
@@ -38,14 +41,17 @@ impl UringEngine {
         if hungry && !self.pool.begin_shortage(&Waker(self.bell.clone()))
             || hungry_ports && !self.udp.begin_shortage(&Waker(self.bell.clone()))
         {
+            cold_path();
             block = Block::No;
         }
         let spins = self.spin.is_on() && block != Block::No;
         let entered = if spins { self.spin_then_enter(block) } else { self.ring.enter(block) };
         if hungry {
+            cold_path();
             self.pool.end_shortage();
         }
         if hungry_ports {
+            cold_path();
             self.udp.end_shortage();
         }
         entered?;
@@ -146,6 +152,7 @@ impl UringEngine {
     pub(super) fn usual_next(&mut self) -> Usual {
         let first = self.ready_this_turn == 0 && self.current.is_none() && self.farewells.is_empty();
         if !first || self.udp.is_used() || self.events_left == 0 || self.run_bytes >= self.bytes_per_turn {
+            cold_path();
             return Usual::default();
         }
         let Some(completion) = self.ring.pop() else { return Usual::default() };
@@ -172,11 +179,20 @@ impl UringEngine {
         self.stats.events += u64::from(one);
     }
 
-    #[inline(never)]
+    #[inline]
     pub(super) fn any_next(&mut self) -> Option<Event> {
-        if self.events_left == 0 {
-            return None;
-        }
+        if self.events_left == 0 || self.is_over() { None } else { self.next_of_any_kind() }
+    }
+
+    /// Whether nothing is left for this turn.
+    #[inline]
+    fn is_over(&mut self) -> bool {
+        let served = self.ready_this_turn == 0 && self.current.is_none() && self.farewells.is_empty();
+        served && !self.udp.is_used() && self.ring.is_empty()
+    }
+
+    #[inline(never)]
+    fn next_of_any_kind(&mut self) -> Option<Event> {
         let event = self.next_event();
         self.count_events(event.is_some());
         event

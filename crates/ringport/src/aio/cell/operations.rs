@@ -1,5 +1,6 @@
 //! What the methods of a stream do on its cell.
 
+use std::hint::cold_path;
 use std::io;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
@@ -31,6 +32,7 @@ impl StreamCell {
     /// A new operation begins: its deadline counts from now.
     pub(in crate::aio) fn begin_read(&self) {
         if let Some(extra) = &mut self.inner.borrow_mut().extra {
+            cold_path();
             (extra.read.since, extra.read.expired) = (None, false);
         }
     }
@@ -38,6 +40,7 @@ impl StreamCell {
     /// As [`Self::begin_read`], for sending.
     pub(in crate::aio) fn begin_write(&self) {
         if let Some(extra) = &mut self.inner.borrow_mut().extra {
+            cold_path();
             (extra.write.since, extra.write.expired) = (None, false);
         }
     }
@@ -114,12 +117,15 @@ impl StreamCell {
     /// Waits for more than there is: ready at the end of the stream, or with what ended it.
     fn poll_input(self: &Rc<Self>, inner: &mut Inner, cx: &Context<'_>) -> Poll<io::Result<()>> {
         if inner.peer_finished {
+            cold_path();
             return Poll::Ready(Ok(()));
         }
         if matches!(inner.state, State::Closing | State::Closed) {
+            cold_path();
             return Poll::Ready(Err(inner.error()));
         }
         if let Some(extra) = &mut inner.extra {
+            cold_path();
             if std::mem::take(&mut extra.read.expired) {
                 extra.read.since = None;
                 return Poll::Ready(Err(timed_out("nothing arrived within the read timeout")));
@@ -135,9 +141,11 @@ impl StreamCell {
     #[inline]
     fn after_read(self: &Rc<Self>, inner: &mut Inner) {
         if inner.paused && inner.inbox.bytes() <= inner.inbox_max as usize / 2 {
+            cold_path();
             self.runtime.touch(self);
         }
         if let Some(extra) = &mut inner.extra {
+            cold_path();
             extra.read.since = None;
         }
     }
@@ -150,9 +158,13 @@ impl StreamCell {
 
     #[inline]
     fn poll_room_of(self: &Rc<Self>, inner: &mut Inner, cx: &Context<'_>) -> Poll<io::Result<()>> {
-        inner.check_open()?;
+        if !matches!(inner.state, State::Open) || inner.finish {
+            cold_path();
+            inner.check_open()?;
+        }
         if inner.has_room() {
             if let Some(extra) = &mut inner.extra {
+                cold_path();
                 extra.write.since = None;
             }
             return Poll::Ready(Ok(()));
@@ -212,6 +224,7 @@ impl StreamCell {
     #[inline]
     fn push_to(self: &Rc<Self>, inner: &mut Inner, piece: Chunk) -> io::Result<()> {
         if piece.len() > inner.message_max as usize {
+            cold_path();
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "the message is larger than the send limit"));
         }
         inner.unflushed = true;
@@ -283,6 +296,7 @@ impl StreamCell {
         let mut inner = self.inner.borrow_mut();
         if (inner.flush.done.wrapping_sub(number) as i32) >= 0 {
             if let Some(extra) = &mut inner.extra {
+                cold_path();
                 extra.write.since = None;
             }
             return Poll::Ready(Ok(()));
