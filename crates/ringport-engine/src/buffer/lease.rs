@@ -25,7 +25,7 @@ pub struct Buf {
     /// Room behind them, up to the end of the memory.
     spare: u32,
     /// What keeps the memory: the `Rc<Shared>` of the pool that `slot` belongs to, or a `Box<Own>` if that is [`NO_SLOT`]. Not
-    /// an enum, since a buffer is moved several times in the life of a message: four plain numbers move in registers, but what may
+    /// an enum, since a buffer is moved several times in the life of a message: plain numbers move in registers, but what may
     /// be one thing or another moves through memory, in parts that do not match, and each such move stalls the processor.
     owner: NonNull<()>,
     slot: SlotId,

@@ -462,9 +462,13 @@ impl Inner {
         !self.continuing && self.queued() <= self.high_mark.into()
     }
 
+    #[inline]
     fn check_open(&self) -> io::Result<()> {
+        if matches!(self.state, State::Open) && !self.finish {
+            return Ok(());
+        }
+        cold_path();
         match self.state {
-            State::Open if !self.finish => Ok(()),
             State::Open => Err(io::Error::new(io::ErrorKind::BrokenPipe, "this side has said that it sends no more")),
             _ => Err(self.error()),
         }

@@ -317,6 +317,7 @@ impl<E: Engine> Worker<E> {
         }
     }
 
+    /// An event of any kind.
     #[inline(never)]
     fn event(&mut self, event: Event) {
         match event {

@@ -23,10 +23,10 @@ impl ReadinessEngine {
             return SendProgress { bytes: 0, idle: true };
         }
         let Sent { bytes, then } = self.sender.send(socket.as_fd(), queue, &self.pool, &mut self.stats.calls);
-        match then {
-            Then::Done => return SendProgress { bytes, idle: true },
-            _ => cold_path(),
+        if matches!(then, Then::Done) {
+            return SendProgress { bytes, idle: true };
         }
+        cold_path();
         match then {
             Then::Done => {}
             Then::Full => {

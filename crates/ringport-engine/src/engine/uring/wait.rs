@@ -150,8 +150,7 @@ impl UringEngine {
 
     #[inline]
     pub(super) fn usual_next(&mut self) -> Usual {
-        let first = self.ready_this_turn == 0 && self.current.is_none() && self.farewells.is_empty();
-        if !first || self.udp.is_used() || self.events_left == 0 || self.run_bytes >= self.bytes_per_turn {
+        if !self.has_only_completions() || self.events_left == 0 || self.run_bytes >= self.bytes_per_turn {
             cold_path();
             return Usual::default();
         }
@@ -181,14 +180,15 @@ impl UringEngine {
 
     #[inline]
     pub(super) fn any_next(&mut self) -> Option<Event> {
-        if self.events_left == 0 || self.is_over() { None } else { self.next_of_any_kind() }
+        let over = self.has_only_completions() && self.ring.is_empty();
+        if self.events_left == 0 || over { None } else { self.next_of_any_kind() }
     }
 
-    /// Whether nothing is left for this turn.
+    /// Whether nothing can have its turn but completions.
     #[inline]
-    fn is_over(&mut self) -> bool {
+    fn has_only_completions(&self) -> bool {
         let served = self.ready_this_turn == 0 && self.current.is_none() && self.farewells.is_empty();
-        served && !self.udp.is_used() && self.ring.is_empty()
+        served && !self.udp.is_used()
     }
 
     #[inline(never)]

@@ -158,10 +158,7 @@ impl StreamCell {
 
     #[inline]
     fn poll_room_of(self: &Rc<Self>, inner: &mut Inner, cx: &Context<'_>) -> Poll<io::Result<()>> {
-        if !matches!(inner.state, State::Open) || inner.finish {
-            cold_path();
-            inner.check_open()?;
-        }
+        inner.check_open()?;
         if inner.has_room() {
             if let Some(extra) = &mut inner.extra {
                 cold_path();
