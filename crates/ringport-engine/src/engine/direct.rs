@@ -14,7 +14,7 @@ pub(crate) const PIECES_PER_SEND: usize = 64;
 
 /// Bytes of one receive from which on the next follows at once even if there was room for more. While so many are copied
 /// the peer of a stream sends the next, and a call that finds nothing costs less than a sleep: a byte of a stream takes 3 % less
-/// processor time in that way. Messages are rarely as large.
+/// processor time in that way. Messages are rarely as large. What such receives bring makes one event, up to the share of a turn.
 const STREAM_BYTES: usize = 32 * 1024;
 
 /// What a connection may still get in a turn in which it got `used` bytes, unless that is so little that it goes on in the
@@ -28,8 +28,9 @@ pub(crate) fn share_left(bytes_per_turn: usize, used: usize) -> Option<usize> {
 
 /// What a receive call found.
 pub(crate) enum Received {
-    /// Bytes, and whether to look again: they are as many as were asked for, or so many that more have probably come.
-    Data { buf: Buf, more: bool },
+    /// Bytes, and whether to look again: they are as many as were asked for, or so many that more have probably come. Why, if
+    /// the connection failed right behind them, which is told only once.
+    Data { buf: Buf, more: bool, failed: Option<io::Error> },
     /// Nothing yet.
     Empty,
     /// The peer's FIN.
@@ -40,10 +41,11 @@ pub(crate) enum Received {
     Failed(io::Error),
 }
 
-/// Receives once into a slot of `pool`, no more than `share` bytes: what the connection may still get in this turn. The
+/// Receives into a slot of `pool`, no more than `share` bytes: what the connection may still get in this turn. By one call, unless
+/// that brings as much as a stream does and nobody asks where receives end (`whole`): then by as many as do. The
 /// buffer is made only when there are bytes, so that it is made where it is needed.
 #[inline(always)]
-pub(crate) fn receive(fd: BorrowedFd<'_>, pool: &Pool, share: usize, calls: &mut u64) -> Received {
+pub(crate) fn receive(fd: BorrowedFd<'_>, pool: &Pool, share: usize, whole: bool, calls: &mut u64) -> Received {
     let Some(slot) = pool.vacant(SlotClass::Large) else { return Received::NoBuffer };
     let (address, size) = slot.memory();
     let size = size.min(share);
@@ -53,19 +55,61 @@ pub(crate) fn receive(fd: BorrowedFd<'_>, pool: &Pool, share: usize, calls: &mut
         // is used.
         let count = unsafe { libc::recv(fd.as_raw_fd(), address.cast(), size, libc::MSG_DONTWAIT) };
         if count > 0 {
-            let more = count as usize >= size.min(STREAM_BYTES);
+            let mut got = Got { bytes: count as usize, more: count as usize >= size.min(STREAM_BYTES), failed: None };
+            if got.more && !whole {
+                cold_path();
+                // SAFETY: as above.
+                got = unsafe { receive_on(fd, address, size, got.bytes, calls) };
+            }
+            let Got { bytes, more, failed } = got;
             // Decided before there is a buffer: one that might be replaced has to be moved once more.
             if pool.is_low(SlotClass::Large) {
                 cold_path();
-                return Received::Data { buf: slot.copied(count as u32), more };
+                return Received::Data { buf: slot.copied(bytes as u32), more, failed };
             }
-            return Received::Data { buf: slot.filled(count as u32), more };
+            return Received::Data { buf: slot.filled(bytes as u32), more, failed };
         }
         if let Some(nothing) = nothing_received(count) {
             slot.give_back();
             return nothing;
         }
     }
+}
+
+/// What the calls of one receive brought.
+struct Got {
+    bytes: usize,
+    more: bool,
+    failed: Option<io::Error>,
+}
+
+/// Goes on with a receive that has brought `bytes` of the `size` for which there is room at `memory`, as long as that much more
+/// comes each time and there is room for as much. What else the last call finds is found again, but for a failure.
+///
+/// # Safety
+///
+/// `size` bytes at `memory` may be written.
+#[inline(never)]
+unsafe fn receive_on(fd: BorrowedFd<'_>, memory: *mut u8, size: usize, mut bytes: usize, calls: &mut u64) -> Got {
+    while size - bytes >= STREAM_BYTES {
+        *calls += 1;
+        // SAFETY: the caller vouches for the memory, of which `bytes` are taken.
+        let count = unsafe { libc::recv(fd.as_raw_fd(), memory.add(bytes).cast(), size - bytes, libc::MSG_DONTWAIT) };
+        if count > 0 {
+            bytes += count as usize;
+            if (count as usize) < STREAM_BYTES {
+                return Got { bytes, more: false, failed: None };
+            }
+            continue;
+        }
+        match nothing_received(count) {
+            None => {}
+            Some(Received::Empty) => return Got { bytes, more: false, failed: None },
+            Some(Received::Failed(error)) => return Got { bytes, more: true, failed: Some(error) },
+            Some(_) => break,
+        }
+    }
+    Got { bytes, more: true, failed: None }
 }
 
 /// Why a receive call has no bytes; `None` if it has to be made again.
@@ -267,7 +311,80 @@ pub(crate) fn fill_slices<'a>(pieces: impl Iterator<Item = &'a Chunk>, slices: &
 
 #[cfg(test)]
 mod tests {
-    use super::share_left;
+    use std::io::Write;
+    use std::net::{TcpListener, TcpStream};
+    use std::os::fd::AsFd;
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    /// What the first call of each receive here is said to have brought.
+    const FIRST: usize = 40_000;
+
+    fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        (near, listener.accept().unwrap().0)
+    }
+
+    /// Goes on with a receive of up to `size` bytes as soon as `arrived` says so. Returns what came behind the first.
+    fn go_on(near: &TcpStream, size: usize, arrived: impl Fn() -> bool) -> (Got, Vec<u8>, u64) {
+        let patience = Instant::now() + Duration::from_secs(10);
+        while !arrived() {
+            assert!(Instant::now() < patience, "it does not arrive");
+        }
+        let (mut memory, mut calls) = (vec![0; size], 0);
+        // SAFETY: the memory is as large as that.
+        let got = unsafe { receive_on(near.as_fd(), memory.as_mut_ptr(), size, FIRST, &mut calls) };
+        memory.truncate(got.bytes);
+        (got, memory.split_off(FIRST), calls)
+    }
+
+    fn holds(near: &TcpStream, bytes: usize) -> impl Fn() -> bool {
+        move || matches!(near.peek(&mut vec![0; bytes + 1]), Ok(there) if there == bytes)
+    }
+
+    #[test]
+    fn a_receive_goes_on_while_much_comes() {
+        let (near, mut far) = pair();
+        let data: Vec<u8> = (0..50_000_u32).map(|at| at as u8).collect();
+        far.write_all(&data).unwrap();
+        let (got, bytes, calls) = go_on(&near, 256 * 1024, holds(&near, data.len()));
+        assert!(bytes == data && !got.more && got.failed.is_none(), "then it finds nothing");
+        assert_eq!(calls, 2);
+
+        far.write_all(&data[..100]).unwrap();
+        let (got, bytes, calls) = go_on(&near, 256 * 1024, holds(&near, 100));
+        assert!(bytes == data[..100] && !got.more && got.failed.is_none(), "little is the end");
+        assert_eq!(calls, 1);
+
+        far.write_all(&data).unwrap();
+        let (got, bytes, calls) = go_on(&near, FIRST + STREAM_BYTES, holds(&near, data.len()));
+        assert!(bytes == data[..STREAM_BYTES] && got.more && got.failed.is_none(), "its room is full");
+        assert_eq!(calls, 1);
+    }
+
+    /// The FIN is found again, a failure is not.
+    #[test]
+    fn the_end_behind_a_receive_is_not_lost() {
+        let (near, far) = pair();
+        drop(far);
+        let (got, bytes, _) = go_on(&near, 256 * 1024, holds(&near, 0));
+        assert!(bytes.is_empty() && got.more && got.failed.is_none());
+
+        let (near, far) = pair();
+        socket2::SockRef::from(&far).set_linger(Some(Duration::ZERO)).unwrap();
+        drop(far);
+        near.set_nonblocking(true).unwrap();
+        // What waits is told by poll(2), which leaves the error where it is.
+        let (got, bytes, _) = go_on(&near, 256 * 1024, || {
+            let mut poll = libc::pollfd { fd: near.as_raw_fd(), events: 0, revents: 0 };
+            // SAFETY: one entry is passed.
+            unsafe { libc::poll(&raw mut poll, 1, 0) == 1 }
+        });
+        assert!(bytes.is_empty() && got.more);
+        assert_eq!(got.failed.map(|error| error.kind()), Some(io::ErrorKind::ConnectionReset));
+    }
 
     #[test]
     fn little_that_is_left_of_a_share_is_left_for_the_next_turn() {

@@ -118,6 +118,8 @@ struct Conn {
     peer_closed: bool,
     /// A FIN was asked for, and is sent when nothing is in flight any more.
     finishing: bool,
+    /// Its urgent data is watched, so that a receive ends where the kernel ends it.
+    urgent: bool,
     /// In the ready list.
     queued: bool,
     /// In the list of the starved.
@@ -143,6 +145,7 @@ impl Conn {
             broken: false,
             peer_closed: false,
             finishing: false,
+            urgent: false,
             queued: false,
             starved: false,
         }
@@ -260,6 +263,14 @@ impl Engine for ReadinessEngine {
     fn socket(&self, conn: ConnId) -> io::Result<SocketRef<'_>> {
         let conn = self.conns.get(conn).ok_or(io::ErrorKind::NotFound)?;
         Ok(SocketRef(conn.socket.as_ref().ok_or(io::ErrorKind::NotFound)?.into()))
+    }
+
+    fn watch_urgent(&mut self, conn: ConnId) -> io::Result<()> {
+        self.socket(conn)?.0.set_out_of_band_inline(true)?;
+        if let Some(conn) = self.conns.get_mut(conn) {
+            conn.urgent = true;
+        }
+        Ok(())
     }
 
     fn wait(&mut self, deadline: Option<Instant>) -> io::Result<()> {

@@ -35,14 +35,16 @@ impl ReadinessEngine {
     pub(super) fn receive_fresh(&mut self) -> Option<(ConnId, Buf)> {
         let Self { turn, conns, pool, stats, bytes_per_turn, .. } = self;
         let (id, conn) = turn.fresh(conns)?;
-        match direct::receive(conn.socket.as_ref()?.as_fd(), pool, *bytes_per_turn, &mut stats.calls) {
-            Received::Data { buf, more } => {
+        let fd = conn.socket.as_ref()?.as_fd();
+        match direct::receive(fd, pool, *bytes_per_turn, conn.urgent, &mut stats.calls) {
+            Received::Data { buf, more, failed } => {
                 turn.saw_edge();
                 conn.readable = more;
                 if more {
                     cold_path();
                     turn.current = Some(Ready::Conn(id));
                     turn.used = buf.len();
+                    failed.into_iter().for_each(|error| conn.fail(error));
                 }
                 Some((id, buf))
             }
@@ -63,9 +65,10 @@ impl ReadinessEngine {
             self.turn.queue(id, conn);
             return Step::Later;
         };
-        match direct::receive(socket.as_fd(), &self.pool, share, &mut self.stats.calls) {
-            Received::Data { buf, more } => {
+        match direct::receive(socket.as_fd(), &self.pool, share, conn.urgent, &mut self.stats.calls) {
+            Received::Data { buf, more, failed } => {
                 self.turn.used += buf.len();
+                failed.into_iter().for_each(|error| conn.fail(error));
                 conn.readable = more || conn.to_end;
                 if !conn.readable {
                     // Nothing is left to be looked for. Whatever the caller asks for now makes an entry of its own.

@@ -248,8 +248,8 @@ impl UringEngine {
             return None;
         }
         let fd = conn.fd.as_ref()?.as_fd();
-        match direct::receive(fd, &self.pool, share, &mut self.stats.calls) {
-            Received::Data { buf, more } => {
+        match direct::receive(fd, &self.pool, share, conn.urgent, &mut self.stats.calls) {
+            Received::Data { buf, more, failed } => {
                 self.current_bytes += buf.len();
                 if more || conn.hangup || conn.state == State::Failing {
                     self.current = Some(id);
@@ -261,6 +261,9 @@ impl UringEngine {
                 }
                 if self.adapt(id, buf.len()) {
                     self.settle(id);
+                }
+                if let Some(error) = failed {
+                    self.fail(id, error.raw_os_error().unwrap_or(libc::EIO));
                 }
                 Some(Event::Received { conn: id, buf })
             }
