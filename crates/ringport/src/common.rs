@@ -36,7 +36,8 @@ macro_rules! common_options {
 
         /// Sets the most bytes that may be queued, kept as partial frames or held as copies of received bytes, over all workers
         /// together: 1 GiB by default. Beyond it a send meets the [`OverLimit`](crate::OverLimit) policy of its connection, and
-        /// connections that receive rest. The buffer pools, fixed memory of every worker, come on top.
+        /// connections that receive rest. The buffer pools, fixed memory of every worker, come on top, and so do up to 1 MiB that
+        /// can always be queued beside copies: whoever holds them could not send them otherwise.
         pub fn memory_limit(mut self, bytes: u64) -> Self {
             self.plan.memory_limit = bytes;
             self

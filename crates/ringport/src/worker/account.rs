@@ -6,7 +6,8 @@
 //! quarter of it may be out of reach.
 //!
 //! Charged are bytes that wait to be sent, partial frames that are kept, and copies of received bytes that handlers hold.
-//! The buffer pools are fixed memory and come on top of the limit.
+//! The buffer pools are fixed memory and come on top of the limit. Copies are never in the way of sending: whoever holds them does
+//! so until they are sent, and would for ever if they left no memory for that.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -32,6 +33,8 @@ pub(crate) struct Budget {
     block: u64,
     /// A worker's part of [`OVERRUN`].
     overrun: u64,
+    /// What a worker may use apart from copies, however many there are.
+    floor: u64,
     granted: AtomicU64,
 }
 
@@ -40,7 +43,8 @@ impl Budget {
     pub(crate) fn new(limit: u64, workers: usize) -> Arc<Self> {
         let workers = workers.max(1) as u64;
         let block = (limit / (4 * (SPARE_BLOCKS + 1) * workers)).clamp(1, BLOCK_MAX);
-        Arc::new(Self { limit, block, overrun: OVERRUN / workers, granted: AtomicU64::new(0) })
+        let (overrun, floor) = (OVERRUN / workers, OVERRUN.min(limit) / workers);
+        Arc::new(Self { limit, block, overrun, floor, granted: AtomicU64::new(0) })
     }
 
     /// Takes `bytes` if that many are left.
@@ -98,11 +102,11 @@ impl Account {
         self.used
     }
 
-    /// Charges `bytes` if the limit allows it.
+    /// Charges `bytes` if the limit allows it, or would without the copies that are held.
     #[inline]
     pub(crate) fn charge(&mut self, bytes: u64) -> bool {
         let used = self.used.saturating_add(bytes);
-        let fits = used <= self.granted || self.grow(used);
+        let fits = used <= self.granted || self.grow(used) || self.fits_beside_copies(used);
         if fits {
             self.used = used;
         }
@@ -182,6 +186,16 @@ impl Account {
     /// Looks again whether the limit allows what is in use.
     pub(crate) fn is_still_over(&mut self) -> bool {
         self.is_over() && !self.grow(self.used)
+    }
+
+    /// Whether something may be charged although the limit is reached, since copies are a part of it.
+    pub(crate) fn has_room_beside_copies(&self) -> bool {
+        self.fits_beside_copies(self.used.saturating_add(1))
+    }
+
+    #[cold]
+    fn fits_beside_copies(&self, used: u64) -> bool {
+        self.copies > 0 && used - self.copies <= self.budget.floor
     }
 
     #[cold]
@@ -270,6 +284,22 @@ mod tests {
         assert!(account.is_over() && account.used() == MIB + MIB / 2);
         account.set_datagrams(0);
         assert!(!account.is_still_over() && account.used() == MIB / 2);
+    }
+
+    #[test]
+    fn what_is_held_can_be_sent() {
+        for (limit, workers, floor) in [(4 * MIB, 1, MIB), (4 * MIB, 4, MIB / 4), (MIB / 2, 2, MIB / 4)] {
+            let mut account = Account::new(Budget::new(limit, workers));
+            account.set_copies(5 * MIB);
+            assert!(account.is_over() && account.charge(floor - 1000), "{limit} bytes, {workers} workers");
+            assert!(account.has_room_beside_copies() && account.charge(1000));
+            assert!(!account.has_room_beside_copies() && !account.charge(1));
+            // What is sent makes room, and what is no longer held does not count.
+            account.release(1000);
+            assert!(account.charge(1000) && !account.charge(1));
+            account.set_copies(0);
+            assert!(!account.is_still_over() && account.used() == floor);
+        }
     }
 
     #[test]

@@ -84,6 +84,8 @@ pub struct Context {
     pub(super) refused: VecDeque<ConnId>,
     /// Datagram sockets that wait for memory: to receive, or to send again what was refused.
     pub(super) udp_resting: Vec<UdpId>,
+    /// A look at the memory is planned.
+    pub(super) watches_memory: bool,
     pub(super) global_live: Arc<AtomicUsize>,
     pub(super) started: Instant,
     /// Threads for what blocks; `None` in a simulation, where everything happens on one.
@@ -314,9 +316,14 @@ impl Context {
         self.udp_resting.push(udp);
     }
 
-    /// Looks at the memory from time to time, from the first that waits on.
-    fn watch_memory(&mut self) {
-        if self.resting.is_empty() && self.refused.is_empty() && self.udp_resting.is_empty() {
+    /// Whether anything waits until there is memory again.
+    pub(super) fn waits_for_memory(&self) -> bool {
+        !(self.resting.is_empty() && self.refused.is_empty() && self.udp_resting.is_empty())
+    }
+
+    /// Looks at the memory soon, unless that is planned already.
+    pub(super) fn watch_memory(&mut self) {
+        if !std::mem::replace(&mut self.watches_memory, true) {
             self.timers.insert(self.now + super::MEMORY_PAUSE, Timer::Memory);
         }
     }

@@ -168,6 +168,7 @@ impl<E: Engine> Worker<E> {
             resting: Vec::with_capacity(LISTED_AT_FIRST),
             refused: VecDeque::new(),
             udp_resting: Vec::new(),
+            watches_memory: false,
             counters: setup.counters,
             global_live: setup.global_live,
             started: now,
@@ -531,21 +532,22 @@ impl<E: Engine> Worker<E> {
     /// Lets those that rest for want of memory read again, if there is some, and some of those whose sends were refused try
     /// again; otherwise looks again soon, since it may be other workers that free it.
     fn look_at_memory(&mut self) {
-        if self.context.account.is_still_over() {
-            self.context.timers.insert(self.context.now + MEMORY_PAUSE, Timer::Memory);
-            return;
-        }
-        for conn in std::mem::take(&mut self.context.resting) {
-            if let Some(session) = self.context.find(conn) {
-                session.pauses.remove(Pauses::MEMORY);
-                self.settle(conn);
+        self.context.watches_memory = false;
+        let over = self.context.account.is_still_over();
+        if !over {
+            for conn in std::mem::take(&mut self.context.resting) {
+                if let Some(session) = self.context.find(conn) {
+                    session.pauses.remove(Pauses::MEMORY);
+                    self.settle(conn);
+                }
+            }
+            for udp in std::mem::take(&mut self.context.udp_resting) {
+                self.wake_datagrams(udp);
             }
         }
-        for udp in std::mem::take(&mut self.context.udp_resting) {
-            self.wake_datagrams(udp);
-        }
-        for _ in 0..TRIES_AT_ONCE {
-            let Some(conn) = self.context.refused.pop_front() else { return };
+        let tries = if over && !self.context.account.has_room_beside_copies() { 0 } else { TRIES_AT_ONCE };
+        for _ in 0..tries {
+            let Some(conn) = self.context.refused.pop_front() else { break };
             if let Some(session) = self.context.find(conn) {
                 session.rare().wants_memory = WantsMemory::No;
                 // One that is full hears it when it is no more.
@@ -554,8 +556,8 @@ impl<E: Engine> Worker<E> {
                 }
             }
         }
-        if !self.context.refused.is_empty() {
-            self.context.timers.insert(self.context.now + MEMORY_PAUSE, Timer::Memory);
+        if self.context.waits_for_memory() {
+            self.context.watch_memory();
         }
     }
 
