@@ -16,7 +16,7 @@
 //! has to change over, and is long, since each should have its part in a window. So settling ends when nearly all have changed
 //! over, windows do not grow without end, and a look ends early when all its pairs say clearly the same: after two of them if
 //! they confirm the choice, after four if they do not. A look takes at most 3 % of the bytes, half of them in the dearer way,
-//! and so costs well under a hundredth.
+//! and so costs well under a hundredth. The first one waits until each connection has had some messages.
 //!
 //! This file is pure: bytes and times in, a choice out.
 
@@ -34,6 +34,9 @@ const SETTLE_BYTES_MIN: u64 = 2 << 20;
 const LATE_PART: u64 = 16;
 /// When all others have changed over, this part of the bytes that it took passes for them, and for the work that a change leaves.
 const LATE_BYTES_PART: u64 = 4;
+/// Fewest bytes that pass before the first look, for each connection with large messages: those that last for some messages
+/// only are not made to change over.
+const FIRST_LOOK_BYTES: u64 = 256 << 10;
 /// Pairs of windows of a look.
 const PAIRS: usize = 6;
 /// Pairs after which a look ends if all of them confirm the choice, or refute it, by this much in percent.
@@ -136,6 +139,9 @@ impl Chooser {
         if self.phase == Phase::Keep && self.connections > 2 * self.looked_at {
             self.looked_at = self.connections;
             self.due_bytes = self.due_bytes.min(self.large_bytes + self.look_bytes() * KEEP_LOOKS_UNSURE);
+        }
+        if self.looks == 0 && self.windows == 0 && self.phase == Phase::Settle {
+            self.due_bytes = SETTLE_BYTES_MIN.max(FIRST_LOOK_BYTES * self.connections);
         }
     }
 
@@ -310,7 +316,9 @@ mod tests {
         const MANY: u64 = 1024;
         let (mut chooser, mut spent) = (Chooser::new(), Duration::ZERO);
         (0..MANY).for_each(|_| chooser.count(true));
-        pass(&mut chooser, SETTLE_BYTES_MIN, &mut spent, |_| (1, 1));
+        pass(&mut chooser, FIRST_LOOK_BYTES * MANY - (1 << 20), &mut spent, |_| (1, 1));
+        assert_eq!(chooser.phase, Phase::Settle, "each should have had some messages first");
+        pass(&mut chooser, 1 << 20, &mut spent, |_| (1, 1));
         assert!(matches!(chooser.phase, Phase::Window(_)));
         pass(&mut chooser, WINDOW_BYTES.0 * MANY - (1 << 20), &mut spent, |_| (1, 1));
         assert!(matches!(chooser.phase, Phase::Window(_)), "one with few connections would have ended");
