@@ -42,10 +42,10 @@ pub(crate) enum Received {
 }
 
 /// Receives into a slot of `pool`, no more than `share` bytes: what the connection may still get in this turn. By one call, unless
-/// that brings as much as a stream does and nobody asks where receives end (`whole`): then by as many as do. The
+/// that brings as much as a stream does and is not to end at the mark of urgent data (`to_mark`): then by as many as do. The
 /// buffer is made only when there are bytes, so that it is made where it is needed.
 #[inline(always)]
-pub(crate) fn receive(fd: BorrowedFd<'_>, pool: &Pool, share: usize, whole: bool, calls: &mut u64) -> Received {
+pub(crate) fn receive(fd: BorrowedFd<'_>, pool: &Pool, share: usize, to_mark: bool, calls: &mut u64) -> Received {
     let Some(slot) = pool.vacant(SlotClass::Large) else { return Received::NoBuffer };
     let (address, size) = slot.memory();
     let size = size.min(share);
@@ -56,7 +56,7 @@ pub(crate) fn receive(fd: BorrowedFd<'_>, pool: &Pool, share: usize, whole: bool
         let count = unsafe { libc::recv(fd.as_raw_fd(), address.cast(), size, libc::MSG_DONTWAIT) };
         if count > 0 {
             let mut got = Got { bytes: count as usize, more: count as usize >= size.min(STREAM_BYTES), failed: None };
-            if got.more && !whole {
+            if got.more && !to_mark {
                 cold_path();
                 // SAFETY: as above.
                 got = unsafe { receive_on(fd, address, size, got.bytes, calls) };
