@@ -241,9 +241,7 @@ pub trait Engine: Sized {
     /// # Errors
     ///
     /// As [`Engine::set_option`].
-    fn watch_urgent(&mut self, conn: ConnId) -> io::Result<()> {
-        self.socket(conn)?.0.set_out_of_band_inline(true)
-    }
+    fn watch_urgent(&mut self, conn: ConnId) -> io::Result<()>;
 
     /// Whether the next byte to be received is the last that was sent as urgent (`SIOCATMARK`, see tcp(7)). Exact between
     /// an [`Event::Received`] and the next event, after [`Engine::watch_urgent`].
