@@ -469,7 +469,8 @@ pub struct EngineStats {
     pub events: u64,
     /// System calls for data (`io_uring_enter`, `epoll_wait`, `recv`, `send` …), without those that open and close.
     pub calls: u64,
-    /// Times that a receive found no buffer.
+    /// Times that a receive found no buffer. On io_uring also because many connections had large messages at once, and others
+    /// their share of the buffers.
     pub starved: u64,
     /// Accepts that failed, resets before accept included.
     pub accepts_failed: u64,

@@ -360,7 +360,7 @@ impl UringEngine {
         let Some(memory) = memory else { return };
         memory.pool.collect();
         if let Some(buffers) = &mut memory.buffers {
-            buffers.refill(&memory.pool);
+            buffers.refill(&memory.pool, false);
         }
         let (lent, free) = (memory.buffers.as_ref().map(BufferRing::lent), memory.pool.free(SlotClass::Small));
         if lent.max(Some(free)) > Some(0) && !starved.is_empty() {

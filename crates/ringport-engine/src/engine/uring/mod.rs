@@ -46,6 +46,7 @@ mod probe;
 mod receive;
 mod ring;
 mod send;
+mod starved;
 #[cfg(test)]
 mod tests;
 mod wait;
@@ -66,6 +67,7 @@ use self::adapt::Chooser;
 use self::datagram::Datagrams;
 use self::ring::{BUFFER_GROUP, BufferRing, Ring};
 use self::send::{Batch, Flight};
+use self::starved::Starved;
 use self::wait::Bell;
 use self::zero::Loan;
 use super::contract::{
@@ -287,7 +289,7 @@ pub struct UringEngine {
     /// Those that used up their bytes.
     ready: VecDeque<ConnId>,
     /// Those that found no small, and no large, slot.
-    starved: VecDeque<ConnId>,
+    starved: Starved,
     starved_direct: VecDeque<ConnId>,
     /// How large messages are received, if that is found out by measuring; otherwise directly.
     chooser: Option<Chooser>,
@@ -385,7 +387,7 @@ impl Engine for UringEngine {
             ready: VecDeque::with_capacity(LISTED_AT_FIRST),
             ready_this_turn: 0,
             ready_first: false,
-            starved: VecDeque::with_capacity(LISTED_AT_FIRST),
+            starved: Starved::new(),
             starved_direct: VecDeque::with_capacity(LISTED_AT_FIRST),
             backed_off: false,
             descriptor_freed: false,

@@ -14,7 +14,7 @@ use std::os::fd::AsFd;
 
 use io_uring::opcode;
 
-use super::adapt::Way;
+use super::adapt::{Chooser, Way};
 use super::ring::{BUFFER_GROUP, BufferRing, Completion};
 use super::{Conn, Mode, Op, State, UringEngine};
 use crate::buffer::{Buf, SlotClass};
@@ -193,7 +193,7 @@ impl UringEngine {
                 // One that wants something else by now is not waiting for a slot.
                 if conn.state == State::Open && conn.mode == Mode::Multishot && conn.wanted && !conn.starved {
                     conn.starved = true;
-                    self.starved.push_back(id);
+                    self.starved.push(id);
                 }
             }
             libc::ECANCELED | libc::EAGAIN | libc::EINTR => {}
@@ -387,19 +387,17 @@ impl UringEngine {
         self.start_direct(id)
     }
 
-    /// Lends the slots that came back, and lets one starved connection go on for each that is there.
-    ///
-    /// Letting all of them go on would make each try, and most of them starve again: with thousands of connections that
-    /// costs several times what the receiving does.
+    /// Lends the slots that came back, and lets starved connections go on.
     #[inline]
     pub(super) fn feed_starved(&mut self) {
         self.pool.collect();
         if let Some(buffers) = self.buffers.as_mut() {
-            buffers.refill(&self.pool);
+            let many = self.chooser.as_ref().is_some_and(Chooser::shares);
+            buffers.refill(&self.pool, many);
             if !self.starved.is_empty() {
                 cold_path();
-                let slots = buffers.lent();
-                self.feed_multishot(slots);
+                let admitted = self.starved.admit(buffers.lent(), buffers.large_turn().filter(|_| many));
+                self.feed_multishot(admitted);
             }
         }
         if !self.starved_direct.is_empty() {
@@ -408,11 +406,17 @@ impl UringEngine {
         }
     }
 
+    /// Whether a starved connection could go on that does not yet. Then the engine looks for completions and does not sleep.
+    #[inline]
+    pub(super) fn holds_back(&self) -> bool {
+        !self.starved.is_empty() && self.buffers.as_ref().is_some_and(|buffers| buffers.lent() > 0)
+    }
+
     #[cold]
-    fn feed_multishot(&mut self, slots: u32) {
-        let mut left = slots;
+    fn feed_multishot(&mut self, admitted: u32) {
+        let mut left = admitted;
         while left > 0
-            && let Some(id) = self.starved.pop_front()
+            && let Some(id) = self.starved.pop()
         {
             left -= u32::from(self.feed(id));
         }
@@ -441,6 +445,7 @@ impl UringEngine {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
     use std::io::Write;
     use std::os::unix::net::UnixStream;
     use std::time::{Duration, Instant};
@@ -472,6 +477,47 @@ mod tests {
         total
     }
 
+    /// Everybody always has a message waiting: more than the ring takes, so that some have several before others have one.
+    #[test]
+    fn shares_in_a_row_keep_nobody_from_his_turn() {
+        const PEERS: usize = 400;
+        const SHARE: usize = 96 * 1024;
+        const TOTAL: usize = 400 << 20;
+        let mut engine = UringEngine::open(&EngineConfig::default(), Pool::new(PoolConfig::default())).unwrap();
+        let mut peers = HashMap::new();
+        for _ in 0..PEERS {
+            let (mut peer, ours) = UnixStream::pair().unwrap();
+            let conn = engine.adopt(Socket::from(socket2::Socket::from(ours))).unwrap();
+            engine.receive(conn, Want::On);
+            peer.write_all(&MESSAGE).unwrap();
+            peers.insert(conn, (peer, 0, 0));
+        }
+        let (mut total, mut longest, deadline) = (0, 0, Instant::now() + Duration::from_secs(60));
+        let mut in_a_row = 0;
+        while total < TOTAL {
+            assert!(Instant::now() < deadline, "{total} of {TOTAL} bytes arrived");
+            engine.wait(Some(deadline)).unwrap();
+            while let Some(event) = engine.next() {
+                let Event::Received { conn, buf } = event else { panic!("{event:?}") };
+                let (peer, received, last) = peers.get_mut(&conn).unwrap();
+                let before = *received / MESSAGE.len();
+                *received += buf.len();
+                total += buf.len();
+                if *received / MESSAGE.len() > before {
+                    let waited = total - std::mem::replace(last, total);
+                    longest = longest.max(waited);
+                    in_a_row += usize::from(waited < PEERS * MESSAGE.len() / 2);
+                    drop(buf);
+                    peer.write_all(&MESSAGE).unwrap();
+                }
+            }
+        }
+        assert!(engine.chooser.as_ref().is_some_and(Chooser::shares), "the test had no shares");
+        assert!(in_a_row > TOTAL / MESSAGE.len() / 2, "only {in_a_row} came soon after another, as in a share");
+        let bound = (PEERS + PEERS / 2) * SHARE;
+        assert!(longest < bound, "somebody waited while {longest} bytes of others came, which is more than {bound}");
+    }
+
     #[test]
     fn settling_lasts_as_long_as_connections_change_over() {
         const PEERS: usize = 256;
@@ -483,7 +529,7 @@ mod tests {
             engine.receive(conn, Want::On);
             peers.push(peer);
         }
-        let way = |engine: &UringEngine| engine.chooser.as_ref().map(super::super::Chooser::way);
+        let way = |engine: &UringEngine| engine.chooser.as_ref().map(Chooser::way);
         // A few at a time, so that phases end where they should and not with a turn of megabytes.
         let (mut by_direct, mut by_other) = (0, 0);
         for group in (0..PEERS).step_by(32).cycle() {
@@ -492,7 +538,7 @@ mod tests {
                 _ if by_direct > 0 => break,
                 _ => by_other += exchange(&mut engine, &mut peers[group..group + 32]),
             }
-            assert!(by_direct + by_other < 256 << 20, "the other way is looked at, and only for a while");
+            assert!(by_direct + by_other < 704 << 20, "the other way is looked at, and only for a while");
         }
         // Two windows of 8 MiB, 2 MiB between them, and before them 5 MiB in which all change over: a quarter more than each
         // needs for a message. It would be 16 MiB if that were not noticed.

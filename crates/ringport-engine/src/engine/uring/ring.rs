@@ -15,6 +15,7 @@ use io_uring::types::{BufRingEntry, SubmitArgs, Timespec};
 use io_uring::{EnterFlags, IoUring, cqueue, squeue};
 
 use super::Op;
+use super::starved::LastTurn;
 use crate::buffer::{Buf, Pool, SlotClass, SlotId};
 use crate::engine::contract::Features;
 
@@ -334,10 +335,11 @@ impl Ring {
 /// these few stay in the nearest cache: with 64 the memory that a lonely message came into was in none, and copying it there
 /// took twice the time.
 const SLOTS_AT_FIRST: u32 = 8;
-/// Slots in the ring at least when messages are large, or datagrams. Large messages bring it back to these, since a ring of
-/// 1 MiB stays in the cache and one of many is read from memory: at 1,000 connections with 16 KiB that saves 7 % of the
-/// processor time.
-const SLOTS_AT_LEAST: u32 = 64;
+/// Slots in the ring when messages are large, or datagrams. Large messages bring it back to these, since a ring of 1 MiB stays in
+/// the cache and one of many is read from memory.
+const SLOTS_FOR_LARGE: u32 = 64;
+/// The same when many connections have large messages: so many as are sent while the next are received stay in the nearer cache.
+const SLOTS_FOR_MANY: u32 = 16;
 /// Bytes in a slot, on average of what a turn has used, from which on its messages are large.
 const LARGE_BYTES: u64 = 8 * 1024;
 
@@ -350,10 +352,14 @@ pub(super) struct BufferRing {
     layout: Layout,
     mask: u16,
     tail: u16,
-    /// Slots in the ring that no completion has named yet.
+    /// Slots in the ring that no completion has named yet, and how many these were when slots were lent last.
     lent: u32,
-    /// Bytes received since slots were lent last.
+    filled: u32,
+    /// Bytes received since slots were lent last, and what was used between that and the time before.
     bytes: u64,
+    last: LastTurn,
+    /// What used up more than half of the ring last were large messages.
+    large: bool,
     /// Slots that the ring should have. The kernel goes round through all of them, so that each is memory that is
     /// touched; there are only as many as the load has shown to need.
     target: u32,
@@ -378,15 +384,26 @@ impl BufferRing {
         let mask = (capacity - 1) as u16;
         // The other half is with those who were handed received bytes, so that these need not be copied out at once.
         let target_max = config.small_slots.div_ceil(2);
-        let first = if group == BUFFER_GROUP { SLOTS_AT_FIRST } else { SLOTS_AT_LEAST };
-        let target = first.min(target_max);
-        let mut this =
-            Self { entries: memory.cast(), layout, mask, tail: 0, lent: 0, bytes: 0, target, target_max, reserve };
+        let first = if group == BUFFER_GROUP { SLOTS_AT_FIRST } else { SLOTS_FOR_LARGE };
+        let mut this = Self {
+            entries: memory.cast(),
+            layout,
+            mask,
+            tail: 0,
+            lent: 0,
+            filled: 0,
+            bytes: 0,
+            last: LastTurn { slots: 0, bytes: 0 },
+            large: false,
+            target: first.min(target_max),
+            target_max,
+            reserve,
+        };
         let address = this.entries.as_ptr() as u64;
         // SAFETY: the memory holds `capacity` entries and lives until `this` is dropped, which happens when the kernel
         // has no receive left that could use it (see the type).
         unsafe { ring.uring.submitter().register_buf_ring_with_flags(address, capacity as u16, group, 0)? };
-        this.refill(pool);
+        this.refill(pool, false);
         Ok(this)
     }
 
@@ -396,22 +413,31 @@ impl BufferRing {
         self.lent
     }
 
-    /// Lends free slots up to the target and makes them visible to the kernel, all at once.
+    /// What was used between the last two times that slots were lent, if messages are large.
     #[inline]
-    pub(super) fn refill(&mut self, pool: &Pool) {
+    pub(super) fn large_turn(&self) -> Option<LastTurn> {
+        self.large.then_some(self.last)
+    }
+
+    /// Lends free slots up to the target and makes them visible to the kernel, all at once. `many`: so many connections have large
+    /// messages that [`super::starved`] gives them shares.
+    #[inline]
+    pub(super) fn refill(&mut self, pool: &Pool, many: bool) {
         let before = self.tail;
-        if self.lent < self.target / 2 && self.tail != 0 {
+        self.last = LastTurn { slots: self.filled - self.lent, bytes: std::mem::take(&mut self.bytes) };
+        if self.last.slots > self.target / 2 {
             cold_path();
             // One turn used up more than half: the next may need more than there are.
-            self.target = next_target(self.target, self.target - self.lent, self.bytes).min(self.target_max);
+            self.large = self.last.bytes >= u64::from(self.last.slots) * LARGE_BYTES;
+            self.target = next_target(self.target, self.large, many).min(self.target_max);
         }
-        self.bytes = 0;
         while self.lent < self.target
             && pool.free(SlotClass::Small) > self.reserve
             && let Some(slot) = pool.lend(SlotClass::Small)
         {
             self.write(slot, pool);
         }
+        self.filled = self.lent;
         if self.tail != before {
             self.publish();
         }
@@ -468,9 +494,13 @@ impl BufferRing {
     }
 }
 
-/// How many slots the ring should have, if a turn has used so many of `target` for so many bytes, more than half of them.
-fn next_target(target: u32, used: u32, bytes: u64) -> u32 {
-    if bytes < u64::from(used) * LARGE_BYTES { target * 2 } else { SLOTS_AT_LEAST.max(target / 2) }
+/// How many slots the ring should have, if a turn has used more than half of `target`, for messages that were large, of many.
+fn next_target(target: u32, large: bool, many: bool) -> u32 {
+    match (large, many) {
+        (false, _) => target * 2,
+        (true, false) => SLOTS_FOR_LARGE.max(target / 2),
+        (true, true) => SLOTS_FOR_MANY.max(target / 2),
+    }
 }
 
 impl Drop for BufferRing {
@@ -486,12 +516,13 @@ mod tests {
 
     #[test]
     fn a_ring_grows_for_many_messages_and_not_for_large_ones() {
-        assert_eq!(next_target(SLOTS_AT_LEAST, 40, 40 * 64), 2 * SLOTS_AT_LEAST);
-        assert_eq!(next_target(SLOTS_AT_FIRST, 5, 5 * 64), 2 * SLOTS_AT_FIRST);
-        assert_eq!(next_target(SLOTS_AT_FIRST, 5, 5 * 16_384), SLOTS_AT_LEAST);
-        assert_eq!(next_target(512, 300, 300 * 1024), 1024);
-        assert_eq!(next_target(SLOTS_AT_LEAST, SLOTS_AT_LEAST, u64::from(SLOTS_AT_LEAST) * 16_384), SLOTS_AT_LEAST);
-        assert_eq!(next_target(1024, 600, 600 * 16_384), 512);
+        assert_eq!(next_target(SLOTS_AT_FIRST, false, false), 2 * SLOTS_AT_FIRST);
+        assert_eq!(next_target(SLOTS_FOR_LARGE, false, true), 2 * SLOTS_FOR_LARGE);
+        assert_eq!(next_target(SLOTS_AT_FIRST, true, false), SLOTS_FOR_LARGE);
+        assert_eq!(next_target(SLOTS_FOR_MANY, true, false), SLOTS_FOR_LARGE);
+        assert_eq!(next_target(SLOTS_FOR_LARGE, true, true), SLOTS_FOR_LARGE / 2);
+        assert_eq!(next_target(SLOTS_FOR_MANY, true, true), SLOTS_FOR_MANY);
+        assert_eq!(next_target(1024, true, false), 512);
     }
 
     #[test]

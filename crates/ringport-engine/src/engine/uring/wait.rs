@@ -35,6 +35,10 @@ impl UringEngine {
         }
         let retry = self.resume_listeners();
         let mut block = self.block(deadline, retry);
+        if self.holds_back() {
+            cold_path();
+            block = Block::No;
+        }
         let starved = !self.starved.is_empty() || !self.starved_direct.is_empty();
         let sleeps = block != Block::No;
         let (hungry, hungry_ports) = (sleeps && starved, sleeps && self.udp.is_starved());
