@@ -481,7 +481,7 @@ mod tests {
     #[test]
     fn shares_in_a_row_keep_nobody_from_his_turn() {
         const PEERS: usize = 400;
-        const SHARE: usize = 96 * 1024;
+        const SHARE: usize = 128 * 1024;
         const TOTAL: usize = 400 << 20;
         let mut engine = UringEngine::open(&EngineConfig::default(), Pool::new(PoolConfig::default())).unwrap();
         let mut peers = HashMap::new();
