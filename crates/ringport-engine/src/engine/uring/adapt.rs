@@ -16,7 +16,7 @@
 //! has to change over, and is long, since each should have its part in a window. So settling ends when nearly all have changed
 //! over, windows do not grow without end, and a look ends early when all its pairs say clearly the same: after two of them if
 //! they confirm the choice, after four if they do not. A look takes at most 3 % of the bytes, half of them in the dearer way,
-//! and so costs well under a hundredth. The first one waits until each connection has had some messages.
+//! and so costs well under a hundredth. The first one waits until each connection has had many messages.
 //!
 //! This file is pure: bytes and times in, a choice out.
 
@@ -36,7 +36,7 @@ const LATE_PART: u64 = 16;
 const LATE_BYTES_PART: u64 = 4;
 /// Fewest bytes that pass before the first look, for each connection with large messages: about twice as many as a look takes, so
 /// that looks are a small part of what happens, and those that do not last are not made to change over.
-const FIRST_LOOK_BYTES: u64 = 2 << 20;
+pub(super) const FIRST_LOOK_BYTES: u64 = 2 << 20;
 /// With more connections than these, what their large messages bring does not stay in the near caches, and shares pay that
 /// [`super::starved`] gives them: with 16 KiB each they cost 5 % with 100 and 200 connections, and spare 14 % with 400.
 const FEW_CONNECTIONS: u64 = 256;

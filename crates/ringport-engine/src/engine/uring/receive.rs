@@ -450,6 +450,7 @@ mod tests {
     use std::os::unix::net::UnixStream;
     use std::time::{Duration, Instant};
 
+    use super::super::adapt::FIRST_LOOK_BYTES;
     use super::*;
     use crate::buffer::{Pool, PoolConfig};
     use crate::engine::contract::{Engine, EngineConfig, Want};
@@ -532,13 +533,14 @@ mod tests {
         let way = |engine: &UringEngine| engine.chooser.as_ref().map(Chooser::way);
         // A few at a time, so that phases end where they should and not with a turn of megabytes.
         let (mut by_direct, mut by_other) = (0, 0);
+        let before = PEERS * FIRST_LOOK_BYTES as usize;
         for group in (0..PEERS).step_by(32).cycle() {
             match way(&engine) {
                 Some(Way::Direct) => by_direct += exchange(&mut engine, &mut peers[group..group + 32]),
                 _ if by_direct > 0 => break,
                 _ => by_other += exchange(&mut engine, &mut peers[group..group + 32]),
             }
-            assert!(by_direct + by_other < 704 << 20, "the other way is looked at, and only for a while");
+            assert!(by_direct + by_other < before + (192 << 20), "the other way is looked at, and only for a while");
         }
         // Two windows of 8 MiB, 2 MiB between them, and before them 5 MiB in which all change over: a quarter more than each
         // needs for a message. It would be 16 MiB if that were not noticed.

@@ -3,11 +3,11 @@
 //! One goes on for each slot that is there: letting all of them go on would make each try, and most of them starve again, which
 //! with thousands of connections costs several times what the receiving does.
 //!
-//! While many connections have large messages, one goes on for each [`SHARE_BYTES`] that were received. So those that are armed have a few messages
-//! each, out of caches that know them, before the one that has waited longest has its turn: fair in bytes, a share at a time,
-//! and nobody waits for more than a share of each that came before. That matters only where more is there at once than the
-//! ring takes, which is when the worker cannot keep up: if a turn uses less than half of it, as many go on as the other half
-//! can serve.
+//! While many connections have large messages, one goes on for each [`SHARE_BYTES`] that were received. So those that are armed
+//! have a few messages each, out of caches that know them, before the one that has waited longest has its turn: fair in bytes, a
+//! share at a time, and nobody waits for more than a share of each that came before. That matters only where more is there at
+//! once than the ring takes, which is when the worker cannot keep up: if a turn uses less than half of it, as many go on as the
+//! other half can serve.
 //!
 //! This file is pure: bytes, slots and names in, who goes on out.
 
