@@ -139,6 +139,10 @@ pub(crate) struct Serve {
     /// Send pieces of at least so many bytes without copying them into the kernel (io_uring only; 0 = off)
     #[arg(long, value_name = "BYTES", default_value = "0", value_parser = units::bytes)]
     pub(crate) zero_copy: u64,
+    /// While more than 256 connections with large messages keep a worker busy: serve so many bytes of each in a row. The
+    /// smaller a share, the shorter do the others wait, and the more does a message cost (io_uring only; 0 = message by message)
+    #[arg(long, value_name = "BYTES", default_value = "128KiB", value_parser = units::bytes)]
+    pub(crate) share: u64,
     /// How long connections may finish after the first signal
     #[arg(long, value_name = "DUR", default_value = "10s", value_parser = units::duration)]
     pub(crate) drain: Duration,

@@ -59,6 +59,7 @@ fn server(options: Serve) -> Result<Server, Failure> {
     let mut config = EngineConfig::default();
     config.spin = Some(options.spin);
     config.zero_copy_above = usize::try_from(options.zero_copy).ok().filter(|bytes| *bytes > 0);
+    config.share_bytes = Some(options.share);
     let server = Server::new()
         .engine_config(config)
         .workers(options.workers)

@@ -387,7 +387,7 @@ impl Engine for UringEngine {
             ready: VecDeque::with_capacity(LISTED_AT_FIRST),
             ready_this_turn: 0,
             ready_first: false,
-            starved: Starved::new(),
+            starved: Starved::new(config.share_bytes),
             starved_direct: VecDeque::with_capacity(LISTED_AT_FIRST),
             backed_off: false,
             descriptor_freed: false,

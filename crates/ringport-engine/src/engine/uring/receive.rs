@@ -392,7 +392,7 @@ impl UringEngine {
     pub(super) fn feed_starved(&mut self) {
         self.pool.collect();
         if let Some(buffers) = self.buffers.as_mut() {
-            let many = self.chooser.as_ref().is_some_and(Chooser::shares);
+            let many = self.starved.has_shares() && self.chooser.as_ref().is_some_and(Chooser::shares);
             buffers.refill(&self.pool, many);
             if !self.starved.is_empty() {
                 cold_path();
@@ -478,13 +478,22 @@ mod tests {
         total
     }
 
-    /// Everybody always has a message waiting: more than the ring takes, so that some have several before others have one.
-    #[test]
-    fn shares_in_a_row_keep_nobody_from_his_turn() {
-        const PEERS: usize = 400;
-        const SHARE: usize = 128 * 1024;
+    const SHARE: usize = EngineConfig::SHARE_BYTES as usize;
+
+    /// What serving many peers showed.
+    struct Served {
+        /// Most bytes of others that came while one waited.
+        longest: usize,
+        /// How many messages came soon after the one before, as in a share.
+        in_a_row: usize,
+        messages: usize,
+    }
+
+    /// Serves `PEERS` connections that always have a message waiting: more than the ring takes.
+    fn serve_busy_peers<const PEERS: usize>(share: Option<u64>) -> Served {
         const TOTAL: usize = 400 << 20;
-        let mut engine = UringEngine::open(&EngineConfig::default(), Pool::new(PoolConfig::default())).unwrap();
+        let config = EngineConfig { share_bytes: share, ..EngineConfig::default() };
+        let mut engine = UringEngine::open(&config, Pool::new(PoolConfig::default())).unwrap();
         let mut peers = HashMap::new();
         for _ in 0..PEERS {
             let (mut peer, ours) = UnixStream::pair().unwrap();
@@ -493,8 +502,8 @@ mod tests {
             peer.write_all(&MESSAGE).unwrap();
             peers.insert(conn, (peer, 0, 0));
         }
-        let (mut total, mut longest, deadline) = (0, 0, Instant::now() + Duration::from_secs(60));
-        let mut in_a_row = 0;
+        let (mut total, deadline) = (0, Instant::now() + Duration::from_secs(60));
+        let mut served = Served { longest: 0, in_a_row: 0, messages: TOTAL / MESSAGE.len() };
         while total < TOTAL {
             assert!(Instant::now() < deadline, "{total} of {TOTAL} bytes arrived");
             engine.wait(Some(deadline)).unwrap();
@@ -506,17 +515,34 @@ mod tests {
                 total += buf.len();
                 if *received / MESSAGE.len() > before {
                     let waited = total - std::mem::replace(last, total);
-                    longest = longest.max(waited);
-                    in_a_row += usize::from(waited < PEERS * MESSAGE.len() / 2);
+                    served.longest = served.longest.max(waited);
+                    served.in_a_row += usize::from(waited < PEERS * MESSAGE.len() / 2);
                     drop(buf);
                     peer.write_all(&MESSAGE).unwrap();
                 }
             }
         }
-        assert!(engine.chooser.as_ref().is_some_and(Chooser::shares), "the test had no shares");
-        assert!(in_a_row > TOTAL / MESSAGE.len() / 2, "only {in_a_row} came soon after another, as in a share");
+        assert!(engine.chooser.as_ref().is_some_and(Chooser::shares), "so many are to have shares");
+        served
+    }
+
+    #[test]
+    fn shares_in_a_row_keep_nobody_from_his_turn() {
+        const PEERS: usize = 400;
+        let Served { longest, in_a_row, messages } = serve_busy_peers::<PEERS>(Some(EngineConfig::SHARE_BYTES));
+        assert!(in_a_row > messages / 2, "only {in_a_row} of {messages} came soon after another");
         let bound = (PEERS + PEERS / 2) * SHARE;
         assert!(longest < bound, "somebody waited while {longest} bytes of others came, which is more than {bound}");
+    }
+
+    #[test]
+    fn who_wants_no_shares_is_served_message_by_message() {
+        const PEERS: usize = 400;
+        let Served { longest, in_a_row, messages } = serve_busy_peers::<PEERS>(None);
+        assert!(in_a_row < messages / 4, "{in_a_row} of {messages} came soon after another");
+        let bound = 4 * PEERS * MESSAGE.len();
+        assert!(longest < bound, "somebody waited while {longest} bytes of others came, which is more than {bound}");
+        assert!(bound < PEERS * SHARE, "this bound tells it from shares");
     }
 
     #[test]
