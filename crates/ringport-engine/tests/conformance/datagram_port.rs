@@ -38,6 +38,22 @@ pub fn bind(address: &str, network: Option<&Network>) -> (Socket, SocketAddr) {
     (socket, address)
 }
 
+/// Gives `engine` a socket of its own at `address`. Registered I/O has to make it anew, and in between somebody else may take a
+/// port that the system chose (`AddrInUse`): then another one will do.
+pub fn take<E: Engine>(engine: &mut E, address: &str, network: Option<&Network>) -> (UdpId, SocketAddr) {
+    const ATTEMPTS: usize = 5;
+    for _ in 1..ATTEMPTS {
+        let (socket, bound) = bind(address, network);
+        match engine.bind_udp(socket) {
+            Ok(udp) => return (udp, bound),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && address.ends_with(":0") => {}
+            Err(error) => panic!("the engine does not take the socket: {error}"),
+        }
+    }
+    let (socket, bound) = bind(address, network);
+    (engine.bind_udp(socket).expect("the engine takes the socket"), bound)
+}
+
 impl<E: Engine> Port<E> {
     pub fn open(config: &EngineConfig) -> Self {
         Self::open_at(config, "127.0.0.1:0")
@@ -45,8 +61,7 @@ impl<E: Engine> Port<E> {
 
     pub fn open_at(config: &EngineConfig, address: &str) -> Self {
         let mut engine = E::open(config, Pool::new(PoolConfig::default())).expect("the probe said that it opens");
-        let (socket, address) = bind(address, config.network.as_ref());
-        let udp = engine.bind_udp(socket).expect("the engine takes the socket");
+        let (udp, address) = take(&mut engine, address, config.network.as_ref());
         engine.receive_datagrams(udp, Want::On);
         Self {
             engine,

@@ -9,7 +9,7 @@ use ringport_engine::engine::contract::{DATAGRAMS_QUEUED_MAX, DROP_WAIT};
 use ringport_engine::engine::sim::Faults;
 use ringport_engine::{Buf, Engine, Event, ListenOptions, SendTo, Socket, UdpId, UdpOptions, Want};
 
-use crate::datagram_port::{PATIENCE, Port, bind, config, data_of, pair, settle, sorted, until};
+use crate::datagram_port::{PATIENCE, Port, bind, config, data_of, pair, settle, sorted, take, until};
 use crate::subject::Setup;
 use crate::world::Dice;
 
@@ -167,13 +167,12 @@ pub fn few_buffers_serve_many_sockets<E: Engine>(setup: &Setup) {
     config.datagram_slots = 4;
     let (mut server, mut client) = pair::<E>(&config);
     let network = config.network.as_ref();
-    let idle: Vec<_> = (0..12).map(|_| bind("127.0.0.1:0", network)).collect();
-    let (sockets, addresses): (Vec<_>, Vec<_>) = idle.into_iter().unzip();
-    let mut waiting = Vec::new();
-    for socket in sockets {
-        let udp = server.engine.bind_udp(socket).expect("another socket");
+    let (mut waiting, mut addresses) = (Vec::new(), Vec::new());
+    for _ in 0..12 {
+        let (udp, address) = take(&mut server.engine, "127.0.0.1:0", network);
         server.engine.receive_datagrams(udp, Want::On);
         waiting.push(udp);
+        addresses.push(address);
     }
     let mut found = BTreeMap::new();
     for round in 1..=3_u8 {
@@ -312,8 +311,7 @@ pub fn many_peers_are_told_apart<E: Engine>(setup: &Setup) {
     server.echo = true;
     let peers: Vec<(UdpId, SocketAddr)> = (0..50)
         .map(|_| {
-            let (socket, address) = bind("127.0.0.1:0", config.network.as_ref());
-            let udp = client.engine.bind_udp(socket).expect("another socket");
+            let (udp, address) = take(&mut client.engine, "127.0.0.1:0", config.network.as_ref());
             client.engine.receive_datagrams(udp, Want::On);
             (udp, address)
         })
@@ -387,8 +385,7 @@ pub fn stale_datagram_ids_do_nothing<E: Engine>(setup: &Setup) {
     let old = client.udp;
     client.engine.close_udp(old);
     until([&mut client], "it is closed", |ports| ports[0].closed.take().is_some());
-    let (socket, _) = bind("127.0.0.1:0", config.network.as_ref());
-    client.udp = client.engine.bind_udp(socket).expect("another socket");
+    (client.udp, _) = take(&mut client.engine, "127.0.0.1:0", config.network.as_ref());
     assert_ne!(client.udp, old);
     client.engine.receive_datagrams(old, Want::On);
     let outcome = client.engine.send_to(old, server.address, b"stale".into());
