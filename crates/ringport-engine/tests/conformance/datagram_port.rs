@@ -41,17 +41,15 @@ pub fn bind(address: &str, network: Option<&Network>) -> (Socket, SocketAddr) {
 /// Gives `engine` a socket of its own at `address`. Registered I/O has to make it anew, and in between somebody else may take a
 /// port that the system chose (`AddrInUse`): then another one will do.
 pub fn take<E: Engine>(engine: &mut E, address: &str, network: Option<&Network>) -> (UdpId, SocketAddr) {
-    const ATTEMPTS: usize = 5;
-    for _ in 1..ATTEMPTS {
+    let mut others = if address.ends_with(":0") { 4 } else { 0 };
+    loop {
         let (socket, bound) = bind(address, network);
         match engine.bind_udp(socket) {
             Ok(udp) => return (udp, bound),
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse && address.ends_with(":0") => {}
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && others > 0 => others -= 1,
             Err(error) => panic!("the engine does not take the socket: {error}"),
         }
     }
-    let (socket, bound) = bind(address, network);
-    (engine.bind_udp(socket).expect("the engine takes the socket"), bound)
 }
 
 impl<E: Engine> Port<E> {

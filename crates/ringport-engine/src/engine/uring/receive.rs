@@ -479,6 +479,8 @@ mod tests {
     }
 
     const SHARE: usize = EngineConfig::SHARE_BYTES as usize;
+    /// So many that they have shares.
+    const BUSY_PEERS: usize = 400;
 
     /// What serving many peers showed.
     struct Served {
@@ -489,13 +491,13 @@ mod tests {
         messages: usize,
     }
 
-    /// Serves `PEERS` connections that always have a message waiting: more than the ring takes.
-    fn serve_busy_peers<const PEERS: usize>(share: Option<u64>) -> Served {
+    /// Serves connections that always have a message waiting: more than the ring takes.
+    fn serve_busy_peers(share: Option<u64>) -> Served {
         const TOTAL: usize = 400 << 20;
         let config = EngineConfig { share_bytes: share, ..EngineConfig::default() };
         let mut engine = UringEngine::open(&config, Pool::new(PoolConfig::default())).unwrap();
         let mut peers = HashMap::new();
-        for _ in 0..PEERS {
+        for _ in 0..BUSY_PEERS {
             let (mut peer, ours) = UnixStream::pair().unwrap();
             let conn = engine.adopt(Socket::from(socket2::Socket::from(ours))).unwrap();
             engine.receive(conn, Want::On);
@@ -516,7 +518,7 @@ mod tests {
                 if *received / MESSAGE.len() > before {
                     let waited = total - std::mem::replace(last, total);
                     served.longest = served.longest.max(waited);
-                    served.in_a_row += usize::from(waited < PEERS * MESSAGE.len() / 2);
+                    served.in_a_row += usize::from(waited < BUSY_PEERS * MESSAGE.len() / 2);
                     drop(buf);
                     peer.write_all(&MESSAGE).unwrap();
                 }
@@ -528,21 +530,19 @@ mod tests {
 
     #[test]
     fn shares_in_a_row_keep_nobody_from_his_turn() {
-        const PEERS: usize = 400;
-        let Served { longest, in_a_row, messages } = serve_busy_peers::<PEERS>(Some(EngineConfig::SHARE_BYTES));
+        let Served { longest, in_a_row, messages } = serve_busy_peers(Some(EngineConfig::SHARE_BYTES));
         assert!(in_a_row > messages / 2, "only {in_a_row} of {messages} came soon after another");
-        let bound = (PEERS + PEERS / 2) * SHARE;
+        let bound = (BUSY_PEERS + BUSY_PEERS / 2) * SHARE;
         assert!(longest < bound, "somebody waited while {longest} bytes of others came, which is more than {bound}");
     }
 
     #[test]
     fn who_wants_no_shares_is_served_message_by_message() {
-        const PEERS: usize = 400;
-        let Served { longest, in_a_row, messages } = serve_busy_peers::<PEERS>(None);
+        let Served { longest, in_a_row, messages } = serve_busy_peers(None);
         assert!(in_a_row < messages / 4, "{in_a_row} of {messages} came soon after another");
-        let bound = 4 * PEERS * MESSAGE.len();
+        let bound = 4 * BUSY_PEERS * MESSAGE.len();
         assert!(longest < bound, "somebody waited while {longest} bytes of others came, which is more than {bound}");
-        assert!(bound < PEERS * SHARE, "this bound tells it from shares");
+        assert!(bound < BUSY_PEERS * SHARE, "this bound tells it from shares");
     }
 
     #[test]
