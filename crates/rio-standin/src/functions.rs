@@ -12,7 +12,6 @@ use windows_sys::Win32::Networking::WinSock::{
     RIO_BUF, RIO_EVENT_COMPLETION, RIO_EXTENSION_FUNCTION_TABLE, RIO_NOTIFICATION_COMPLETION, RIORESULT, SO_TYPE,
     SOCK_DGRAM, SOCKET, SOL_SOCKET, WSASetLastError, getsockopt,
 };
-use windows_sys::Win32::System::IO::CancelIoEx;
 use windows_sys::Win32::System::Threading::{CreateEventW, GetCurrentProcess, ResetEvent, TerminateProcess};
 
 use crate::BREACH;
@@ -194,20 +193,17 @@ pub fn created(socket: usize) {
 pub fn closing(socket: usize) {
     let mut state = lock(&standin().state);
     state.sockets.remove(&socket);
-    // Closing ends what is with Winsock, too. Wine 8 keeps a socket with a send under way alive until its peer has read
-    // everything, so that an abortive close resets nobody.
-    // SAFETY: the socket is open. No memory is passed.
-    unsafe { CancelIoEx(socket as HANDLE, std::ptr::null()) };
     let Some(queue) = state.rules.sockets().find(|(_, of)| *of == socket).map(|(queue, _)| queue) else { return };
     let mut ended = state.rules.socket_closed(queue);
     if let Some(mut lines) = state.lines.remove(&queue) {
-        // The first of each line is with Winsock and ends when the socket is closed.
+        // The first of each line is with Winsock.
         let Lines { receive, send, .. } = &mut lines;
         ended.extend(receive.drain(..).skip(1).chain(send.drain(..).skip(1)).map(|started| started.request));
     }
     for request in ended {
         state.end(request, ABORTED, 0);
     }
+    state.cancel(socket, queue);
 }
 
 fn slice(data: *const RIO_BUF) -> Option<Slice> {

@@ -12,16 +12,20 @@
 //! all share one: so whoever tried to start one sets the event himself, and the pump looks at all of them.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::time::{Duration, Instant};
 
 use windows_sys::Win32::Foundation::{HANDLE, RtlNtStatusToDosError, STATUS_PENDING};
 use windows_sys::Win32::Networking::WinSock::{
     SOCKADDR, SOCKET, SOCKET_ERROR, WSA_IO_PENDING, WSABUF, WSAGetLastError, WSARecv, WSARecvFrom, WSASend, WSASendTo,
 };
-use windows_sys::Win32::System::IO::{OVERLAPPED, PostQueuedCompletionStatus};
+use windows_sys::Win32::System::IO::{CancelIoEx, OVERLAPPED, PostQueuedCompletionStatus};
 use windows_sys::Win32::System::Threading::{INFINITE, SetEvent, WaitForSingleObject};
 
 use crate::functions::{broken, lock, standin};
 use crate::rules::{Direction, No, Rules, Slice, Started};
+
+/// How long the end of what was cancelled is waited for.
+const CANCEL_WAIT: Duration = Duration::from_secs(1);
 
 /// `WSA_OPERATION_ABORTED`.
 pub(crate) const ABORTED: i32 = 995;
@@ -114,6 +118,25 @@ impl State {
             return;
         }
         self.submit(operation.queue, operation.direction);
+    }
+
+    /// Ends what Winsock works on for a queue whose socket is about to be closed.
+    ///
+    /// Closing alone would do on Windows. Wine 8 keeps a socket with an operation under way alive, so that an abortive
+    /// close resets nobody. A cancellation there passes over an operation that was just told to look for data
+    /// (`cancel_async` in its server/async.c): if it finds none it goes on, and nothing would end it once the socket is
+    /// closed. So it is cancelled until it has ended.
+    pub(crate) fn cancel(&mut self, socket: SOCKET, queue: isize) {
+        let deadline = Instant::now() + CANCEL_WAIT;
+        loop {
+            // SAFETY: the socket is open. No memory is passed.
+            unsafe { CancelIoEx(socket as HANDLE, std::ptr::null()) };
+            self.sweep();
+            if self.operations.iter().all(|operation| operation.queue != queue) || Instant::now() > deadline {
+                return;
+            }
+            std::thread::yield_now();
+        }
     }
 
     /// Receives the rest of a buffer that is to be filled.

@@ -7,6 +7,7 @@ use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::windows::io::AsRawSocket;
 use std::process::Command;
 use std::ptr;
+use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
 use rio_standin::rules::{COMMIT_ONLY, DEFER, WAITALL};
@@ -250,6 +251,40 @@ fn closing_the_socket_ends_its_requests() {
     unsafe {
         table.RIODeregisterBuffer.unwrap()(buffer);
         table.RIOCloseCompletionQueue.unwrap()(completions);
+    }
+}
+
+/// Sockets are closed while their peers reset, write or end: Winsock may be at work on a request at just that moment.
+#[test]
+fn closing_at_any_moment_ends_every_request() {
+    for round in 0..60 {
+        let mut stages: Vec<Stage> = (0..16).map(|_| Stage::new(None)).collect();
+        let (mut nears, mut fars) = (Vec::new(), Vec::new());
+        for stage in &mut stages {
+            assert!(stage.receive(0, 10, 0, 1));
+            let (near, far) = pair();
+            nears.push(std::mem::replace(&mut stage.near, near));
+            fars.push(std::mem::replace(&mut stage.far, far));
+        }
+        let start = Barrier::new(2);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                start.wait();
+                for mut far in fars.drain(..) {
+                    match round % 3 {
+                        0 => socket2::SockRef::from(&far).set_linger(Some(Duration::ZERO)).unwrap(),
+                        // Nobody may be there any more.
+                        1 => drop(far.write(b"x")),
+                        _ => {}
+                    }
+                }
+            });
+            start.wait();
+            nears.drain(..).for_each(drop);
+        });
+        for stage in &stages {
+            assert_eq!(stage.results(1)[0].RequestContext, 1);
+        }
     }
 }
 
