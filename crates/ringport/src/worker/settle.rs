@@ -38,6 +38,22 @@ impl<E: Engine> Worker<E> {
         }
     }
 
+    /// Carries out what the handlers of a group asked for.
+    #[inline]
+    pub(super) fn settle_group(&mut self) {
+        if !self.group.is_empty() {
+            self.settle_each();
+        }
+    }
+
+    #[inline(never)]
+    fn settle_each(&mut self) {
+        for member in 0..self.group.len() {
+            self.settle(self.group[member]);
+        }
+        self.group.clear();
+    }
+
     /// All that most messages leave as it is.
     #[inline(never)]
     fn settle_further(&mut self, conn: ConnId) {

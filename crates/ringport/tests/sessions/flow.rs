@@ -18,6 +18,7 @@ stages!(
     flushes_are_told_in_order_when_the_kernel_has_all,
     a_paused_reader_closes_the_window,
     paused_reading_loses_nothing,
+    many_who_pause_lose_nothing,
     callbacks_come_in_order_over_churn,
 );
 
@@ -358,6 +359,35 @@ fn paused_reading_loses_nothing(stage: &Stage) {
         || server.all_closed(1) && client.all_closed(1),
     );
     assert!(server.see().received == data);
+}
+
+/// With so many connections that what their handlers ask for is carried out in groups.
+fn many_who_pause_lose_nothing(stage: &Stage) {
+    const CONNECTIONS: usize = 150;
+    const BYTES: usize = 20_000;
+    let (server, client) = (Log::default(), Log::default());
+    let reader = Player::with(&server, |conn, what| match what {
+        What::Data(_) => {
+            conn.pause();
+            conn.set_timer(Duration::from_millis(1), 0);
+        }
+        What::Timer(_) => conn.resume(),
+        What::PeerClosed => conn.close(),
+        _ => {}
+    });
+    let sender = Player::with(&client, |conn, what| {
+        if let What::Open = what {
+            conn.send(pattern(BYTES));
+            conn.close();
+        }
+    });
+    stage.play(
+        Server::new().pool(PoolConfig::default().slot_bytes(1024, 2048)).listen(listen_on(stage), reader.make()),
+        |to| Client::new().connect(to, CONNECTIONS, sender.make()),
+        || server.all_closed(CONNECTIONS) && client.all_closed(CONNECTIONS),
+    );
+    server.no_breaches();
+    assert_eq!(server.see().received.len(), CONNECTIONS * BYTES);
 }
 
 fn callbacks_come_in_order_over_churn(stage: &Stage) {
