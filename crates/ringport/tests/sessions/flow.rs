@@ -338,15 +338,7 @@ fn paused_reading_loses_nothing(stage: &Stage) {
     let (server, client) = (Log::default(), Log::default());
     let data = pattern(300_000);
     let sent = data.clone();
-    let reader = Player::with(&server, |conn, what| match what {
-        What::Data(_) => {
-            conn.pause();
-            conn.set_timer(Duration::from_millis(1), 0);
-        }
-        What::Timer(_) => conn.resume(),
-        What::PeerClosed => conn.close(),
-        _ => {}
-    });
+    let reader = Player::dozing(&server);
     let sender = Player::with(&client, move |conn, what| {
         if let What::Open = what {
             conn.send(sent.clone());
@@ -366,15 +358,7 @@ fn many_who_pause_lose_nothing(stage: &Stage) {
     const CONNECTIONS: usize = 150;
     const BYTES: usize = 20_000;
     let (server, client) = (Log::default(), Log::default());
-    let reader = Player::with(&server, |conn, what| match what {
-        What::Data(_) => {
-            conn.pause();
-            conn.set_timer(Duration::from_millis(1), 0);
-        }
-        What::Timer(_) => conn.resume(),
-        What::PeerClosed => conn.close(),
-        _ => {}
-    });
+    let reader = Player::dozing(&server);
     let sender = Player::with(&client, |conn, what| {
         if let What::Open = what {
             conn.send(pattern(BYTES));

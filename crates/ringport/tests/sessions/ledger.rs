@@ -158,15 +158,7 @@ fn play_dropping(seed: u64) -> (Log, Log, u64, u64) {
         }
         _ => {}
     });
-    let reader = Player::with(&client, |conn, what| match what {
-        What::Data(_) => {
-            conn.pause();
-            conn.set_timer(Duration::from_millis(1), 0);
-        }
-        What::Timer(_) => conn.resume(),
-        What::PeerClosed => conn.close(),
-        _ => {}
-    });
+    let reader = Player::dozing(&client);
     let policy = if seed.is_multiple_of(2) { OverLimit::DropOldest } else { OverLimit::DropNewest };
     let options = ConnectionOptions::default().send_limit(1000 + (seed % 7) * 1000, policy).marks(500, 1000);
     let mut simulation = Simulation::new(seed, Faults::drawn(seed));

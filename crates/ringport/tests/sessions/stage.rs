@@ -272,6 +272,19 @@ impl Player {
         Self { log: log.clone(), act: Arc::new(act) }
     }
 
+    /// Reads, rests for a millisecond after each piece, and closes after the peer.
+    pub(crate) fn dozing(log: &Log) -> Self {
+        Self::with(log, |conn, what| match what {
+            What::Data(_) => {
+                conn.pause();
+                conn.set_timer(Duration::from_millis(1), 0);
+            }
+            What::Timer(_) => conn.resume(),
+            What::PeerClosed => conn.close(),
+            _ => {}
+        })
+    }
+
     /// Sends everything back.
     pub(crate) fn echo(log: &Log) -> Self {
         Self::with(log, |conn, what| match what {
