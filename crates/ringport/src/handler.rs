@@ -18,7 +18,7 @@ pub type Message = Box<dyn Any + Send>;
 /// Every worker has a handler of its own, so that it needs no lock. Callbacks of one connection come in order:
 /// [`open`](Self::open) first, [`close`](Self::close) last, each exactly once. No callback may block; none is called
 /// from inside another. What a callback asks of its connection happens right after it returns, so that all it sends
-/// leaves together.
+/// leaves together; with more than 128 connections of a worker, [`data`](Self::data) of up to three others may come before that.
 ///
 /// A callback that panics ends its own connection with [`CloseReason::Panic`]; the worker and all others go on.
 #[expect(unused_variables, reason = "the names of the parameters are documentation")]
@@ -87,7 +87,7 @@ impl<S> Connection<'_, S> {
         self.context.id_of(self.session().conn)
     }
 
-    /// Queues `data` without copying it. It leaves right after this callback, together with all else it sends.
+    /// Queues `data` without copying it. It leaves after this callback (see [`Handler`]), together with all else it sends.
     ///
     /// Over the limit, or on a connection that is closing, the data comes back in the outcome.
     #[inline]

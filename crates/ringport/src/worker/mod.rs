@@ -3,7 +3,8 @@
 //! A turn, in this order:
 //!
 //! 1. wait for the engine, unless something is left to do (`turn`),
-//! 2. each event to its session's handler, and what the handler asked for to the engine right after (`event`, `settle`),
+//! 2. each event to its session's handler, and what the handler asked for to the engine right after (`event`, `settle`) or,
+//!    with many connections, after some others (`GROUP`),
 //! 3. messages from other threads (`letters`),
 //! 4. timers (`timer`), then tasks that are ready (`run_tasks`),
 //! 5. sessions that a callback of another session touched, then those that are to hear of their queue (`Later`).
@@ -113,7 +114,7 @@ pub(crate) const LISTED_AT_FIRST: usize = 256;
 /// Handlers that have received bytes before what they asked for is carried out, with more than [`GROUP_FROM`] connections.
 ///
 /// Caches that have forgotten a connection have forgotten the code for it, too: so the handlers' code runs some times in a row, and then
-/// the system's for what they send. Nobody has a second event before that, and nothing but bytes is kept waiting.
+/// the system's for what they send. Nobody has a second event before that, and any other event than bytes ends the group.
 const GROUP: usize = 4;
 const GROUP_FROM: usize = 128;
 
