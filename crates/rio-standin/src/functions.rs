@@ -4,7 +4,7 @@ use std::collections::{HashSet, VecDeque};
 use std::ffi::c_void;
 use std::io::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use ringport_engine::engine::rio::{Provider, use_provider};
 use windows_sys::Win32::Foundation::HANDLE;
@@ -16,7 +16,7 @@ use windows_sys::Win32::System::Threading::{CreateEventW, GetCurrentProcess, Res
 
 use crate::BREACH;
 use crate::rules::{self, Answer, Direction, No, Notification, Post, Slice};
-use crate::sockets::{ABORTED, Call, Lines, State, pump};
+use crate::sockets::{ABORTED, Call, Lines, State, cancel, pump};
 
 /// How often each function was called, and how often one of them failed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -64,6 +64,8 @@ pub(crate) struct Standin {
     counters: Counters,
     /// Wakes the pump.
     pub(crate) event: usize,
+    /// The pump has looked at all operations.
+    pub(crate) swept: Condvar,
 }
 
 static STANDIN: OnceLock<Standin> = OnceLock::new();
@@ -79,6 +81,7 @@ pub(crate) fn standin() -> &'static Standin {
             busy: Mutex::default(),
             counters: Counters::default(),
             event: event as usize,
+            swept: Condvar::new(),
         }
     })
 }
@@ -203,7 +206,7 @@ pub fn closing(socket: usize) {
     for request in ended {
         state.end(request, ABORTED, 0);
     }
-    state.cancel(socket, queue);
+    cancel(standin(), state, socket, queue);
 }
 
 fn slice(data: *const RIO_BUF) -> Option<Slice> {

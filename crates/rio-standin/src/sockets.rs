@@ -10,8 +10,13 @@
 //! The event in an OVERLAPPED has its lowest bit set, so that a socket which is also bound to a completion port posts
 //! nothing there (see GetQueuedCompletionStatus). Starting an operation resets its event, even if it fails at once, and
 //! all share one: so whoever tried to start one sets the event himself, and the pump looks at all of them.
+//!
+//! An operation is cancelled when the thread that started it ends (see the remark at WSARecv). So the first of a line is
+//! started by whoever posts it, who closes the socket before he ends, and all others by the pump: nobody else looks for what
+//! has ended, since the next in line may be anybody's.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::{MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use windows_sys::Win32::Foundation::{HANDLE, RtlNtStatusToDosError, STATUS_PENDING};
@@ -21,11 +26,13 @@ use windows_sys::Win32::Networking::WinSock::{
 use windows_sys::Win32::System::IO::{CancelIoEx, OVERLAPPED, PostQueuedCompletionStatus};
 use windows_sys::Win32::System::Threading::{INFINITE, SetEvent, WaitForSingleObject};
 
-use crate::functions::{broken, lock, standin};
+use crate::functions::{Standin, broken, lock, standin};
 use crate::rules::{Direction, No, Rules, Slice, Started};
 
 /// How long the end of what was cancelled is waited for.
 const CANCEL_WAIT: Duration = Duration::from_secs(1);
+/// After how long it is cancelled once more.
+const CANCEL_AGAIN: Duration = Duration::from_millis(1);
 
 /// `WSA_OPERATION_ABORTED`.
 pub(crate) const ABORTED: i32 = 995;
@@ -74,13 +81,29 @@ pub(crate) struct Operation {
 // rules demand of him, and are used by Winsock alone.
 unsafe impl Send for Operation {}
 
-/// The only caller of Winsock's completions: waits, and looks at every operation.
+/// The only one who looks for what Winsock has ended: waits, and looks at every operation.
 pub(crate) fn pump() {
     loop {
         let standin = standin();
         // SAFETY: the event lives as long as the process.
         unsafe { WaitForSingleObject(standin.event as HANDLE, INFINITE) };
         lock(&standin.state).sweep();
+        standin.swept.notify_all();
+    }
+}
+
+/// Ends what Winsock works on for a queue whose socket is about to be closed.
+///
+/// Closing alone would do on Windows. Wine 8 keeps a socket with an operation under way alive, so that an abortive
+/// close resets nobody. A cancellation there passes over an operation that was just told to look for data
+/// (`cancel_async` in its server/async.c): if it finds none it goes on, and nothing would end it once the socket is
+/// closed. So it is cancelled until it has ended.
+pub(crate) fn cancel(standin: &Standin, mut state: MutexGuard<'_, State>, socket: SOCKET, queue: isize) {
+    let deadline = Instant::now() + CANCEL_WAIT;
+    while state.operations.iter().any(|operation| operation.queue == queue) && Instant::now() < deadline {
+        // SAFETY: the socket is open. No memory is passed.
+        unsafe { CancelIoEx(socket as HANDLE, std::ptr::null()) };
+        state = standin.swept.wait_timeout(state, CANCEL_AGAIN).unwrap_or_else(PoisonError::into_inner).0;
     }
 }
 
@@ -118,25 +141,6 @@ impl State {
             return;
         }
         self.submit(operation.queue, operation.direction);
-    }
-
-    /// Ends what Winsock works on for a queue whose socket is about to be closed.
-    ///
-    /// Closing alone would do on Windows. Wine 8 keeps a socket with an operation under way alive, so that an abortive
-    /// close resets nobody. A cancellation there passes over an operation that was just told to look for data
-    /// (`cancel_async` in its server/async.c): if it finds none it goes on, and nothing would end it once the socket is
-    /// closed. So it is cancelled until it has ended.
-    pub(crate) fn cancel(&mut self, socket: SOCKET, queue: isize) {
-        let deadline = Instant::now() + CANCEL_WAIT;
-        loop {
-            // SAFETY: the socket is open. No memory is passed.
-            unsafe { CancelIoEx(socket as HANDLE, std::ptr::null()) };
-            self.sweep();
-            if self.operations.iter().all(|operation| operation.queue != queue) || Instant::now() > deadline {
-                return;
-            }
-            std::thread::yield_now();
-        }
     }
 
     /// Receives the rest of a buffer that is to be filled.

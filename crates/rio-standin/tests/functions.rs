@@ -288,6 +288,29 @@ fn closing_at_any_moment_ends_every_request() {
     }
 }
 
+/// What one thread starts ends with it (see the remark at WSARecv). So one that closes a socket and ends must start nothing of
+/// others, although it waits for what they have as well.
+#[test]
+fn a_thread_that_closes_a_socket_starts_nothing_for_others() {
+    for round in 0..100_u8 {
+        let mut stage = Stage::new(None);
+        assert!(stage.receive(0, 1, 0, 1) && stage.receive(1, 1, 0, 2));
+        let others: Vec<Stage> = (0..4).map(|_| Stage::new(None)).collect();
+        assert!(others.iter().all(|other| other.receive(0, 1, 0, 3)));
+        let nears: Vec<Near> = others.into_iter().map(|other| other.near).collect();
+        std::thread::scope(|scope| {
+            scope.spawn(|| nears.into_iter().for_each(drop));
+            // The second becomes Winsock's meanwhile.
+            stage.far.write_all(&[round]).unwrap();
+        });
+        assert_eq!(stage.results(1)[0].Status, 0);
+        std::thread::sleep(Duration::from_millis(1));
+        stage.far.write_all(&[round]).unwrap();
+        let result = stage.results(1)[0];
+        assert_eq!((result.Status, result.BytesTransferred), (0, 1), "round {round}");
+    }
+}
+
 #[test]
 fn an_event_is_set_once() {
     let mut how = RIO_NOTIFICATION_COMPLETION { Type: RIO_EVENT_COMPLETION, ..Default::default() };
