@@ -10,7 +10,7 @@ use std::time::Instant;
 use super::backoff::Backoff;
 use super::contract::{Event, Want};
 use super::port::{Load, Port, Record, Submitted};
-use super::winsock::{self, Extensions};
+use super::winsock::{self, CANCEL_AGAIN, Extensions};
 use crate::id::{ListenerId, Table};
 use crate::socket::Socket;
 
@@ -22,8 +22,8 @@ pub(crate) struct Listeners {
     table: Table<Listener>,
     /// Connections are accepted into sockets for Registered I/O.
     registered: bool,
-    /// One of them may pause, so that there is something to look for.
-    backed_off: bool,
+    /// One of them may wait for a moment to come, so that there is something to look for.
+    waits: bool,
     /// Accepts that failed, lost connections included.
     failed: u64,
     reports: VecDeque<Report>,
@@ -38,7 +38,7 @@ enum Report {
 impl Listeners {
     /// None yet.
     pub(crate) fn new(registered: bool) -> Self {
-        Self { table: Table::new(), registered, backed_off: false, failed: 0, reports: VecDeque::new() }
+        Self { table: Table::new(), registered, waits: false, failed: 0, reports: VecDeque::new() }
     }
 
     /// Takes a listening socket and binds it to `port`.
@@ -100,9 +100,9 @@ impl Listeners {
         event
     }
 
-    /// Tries again where the pause is over. Returns the end of the next pause.
+    /// Tries again where the pause is over, and cancels again what has not ended. Returns when the next is due.
     pub(crate) fn resume(&mut self, port: &mut Port, extensions: &Extensions) -> Option<Instant> {
-        if !std::mem::take(&mut self.backed_off) {
+        if !std::mem::take(&mut self.waits) {
             return None;
         }
         let now = Instant::now();
@@ -112,10 +112,13 @@ impl Listeners {
             if listener.backoff.expire(now) {
                 self.settle(id, port, extensions, now);
             }
-            let until = self.table.get(id).and_then(|listener| listener.backoff.until());
+            let until = self.table.get_mut(id).and_then(|listener| {
+                listener.cancel_again(now);
+                listener.waits_until()
+            });
             next = next.into_iter().chain(until).min();
         }
-        self.backed_off = next.is_some();
+        self.waits = next.is_some();
         next
     }
 
@@ -142,7 +145,7 @@ impl Listeners {
         let Some(listener) = self.table.get_mut(id) else { return };
         let settled = listener.settle(id, port, extensions, now);
         self.failed += std::mem::take(&mut listener.lost);
-        self.backed_off |= listener.backoff.until().is_some();
+        self.waits |= listener.waits_until().is_some();
         match settled {
             Settled::Quiet => {}
             Settled::Failed(error) => {
@@ -167,7 +170,8 @@ struct Listener {
     closing: bool,
     /// Accepts whose packet has not come.
     posted: u32,
-    cancelled: bool,
+    /// They were cancelled, and are to be cancelled again at this time.
+    cancelled: Option<Instant>,
     backoff: Backoff,
     /// Connections that were gone when their accept was posted, since somebody asked.
     lost: u64,
@@ -209,7 +213,7 @@ impl Listener {
             wanted: false,
             closing: false,
             posted: 0,
-            cancelled: false,
+            cancelled: None,
             backoff: Backoff::default(),
             lost: 0,
         })
@@ -219,12 +223,12 @@ impl Listener {
     fn settle(&mut self, id: ListenerId, port: &mut Port, extensions: &Extensions, now: Instant) -> Settled {
         let wanted = self.wanted && !self.closing;
         let Some(socket) = &self.socket else { return Settled::Quiet };
-        if wanted && !self.cancelled {
+        if wanted && self.cancelled.is_none() {
             return if self.backoff.until().is_some() { Settled::Quiet } else { self.post(id, port, extensions, now) };
         }
         if self.posted > 0 {
-            if !self.cancelled {
-                self.cancelled = true;
+            if self.cancelled.is_none() {
+                self.cancelled = Some(now + CANCEL_AGAIN);
                 winsock::cancel(socket);
             }
         } else if self.closing {
@@ -232,6 +236,21 @@ impl Listener {
             return Settled::Closed;
         }
         Settled::Quiet
+    }
+
+    /// Cancels what has not ended by now, see [`CANCEL_AGAIN`].
+    fn cancel_again(&mut self, now: Instant) {
+        if let (Some(socket), Some(at)) = (&self.socket, self.cancelled)
+            && at <= now
+        {
+            self.cancelled = Some(now + CANCEL_AGAIN);
+            winsock::cancel(socket);
+        }
+    }
+
+    /// When there is something to do without an event.
+    fn waits_until(&self) -> Option<Instant> {
+        self.backoff.until().into_iter().chain(self.cancelled).min()
     }
 
     fn post(&mut self, id: ListenerId, port: &mut Port, extensions: &Extensions, now: Instant) -> Settled {
@@ -279,7 +298,7 @@ impl Listener {
         debug_assert!(self.posted > 0, "a packet of an accept that was not posted");
         self.posted = self.posted.saturating_sub(1);
         if self.posted == 0 {
-            self.cancelled = false;
+            self.cancelled = None;
         }
         let Some(listener) = &self.socket else { return Accepted::Cancelled };
         if !success {

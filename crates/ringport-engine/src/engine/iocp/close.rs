@@ -11,13 +11,58 @@ use std::time::{Duration, Instant};
 use super::{IocpEngine, Notice, State};
 use crate::buffer::Chunk;
 use crate::engine::contract::{Close, DROP_WAIT, Event};
-use crate::engine::winsock;
-use crate::id::ConnId;
+use crate::engine::winsock::{self, CANCEL_AGAIN};
+use crate::id::{ConnId, UdpId};
 
 /// How long one wait for the packets of a dropped engine takes at most.
 const DROP_STEP: Duration = Duration::from_millis(50);
 
+/// What was cancelled and may not have ended yet.
+#[derive(Default)]
+pub(super) struct Cancelled {
+    of: Vec<Busy>,
+    /// When it is cancelled again; `None` if there is none.
+    again_at: Option<Instant>,
+}
+
+/// Who has something under way.
+pub(super) enum Busy {
+    Connection(ConnId),
+    Datagrams(UdpId),
+}
+
+impl Cancelled {
+    pub(super) fn note(&mut self, who: Busy) {
+        self.of.push(who);
+        self.again_at.get_or_insert_with(|| Instant::now() + CANCEL_AGAIN);
+    }
+}
+
 impl IocpEngine {
+    /// Cancels again what has not ended, if it is time to. Returns when the next time is.
+    #[inline]
+    pub(super) fn cancel_again(&mut self) -> Option<Instant> {
+        let again_at = self.cancelled.again_at?;
+        let now = Instant::now();
+        if now < again_at {
+            return Some(again_at);
+        }
+        let mut of = std::mem::take(&mut self.cancelled.of);
+        of.retain(|who| {
+            let socket = match *who {
+                Busy::Connection(id) => {
+                    self.conns.get(id).filter(|conn| conn.is_busy()).and_then(|conn| conn.socket.as_ref())
+                }
+                Busy::Datagrams(id) => self.udp.busy_socket(id),
+            };
+            socket.into_iter().for_each(winsock::cancel);
+            socket.is_some()
+        });
+        let again_at = (!of.is_empty()).then(|| now + CANCEL_AGAIN);
+        self.cancelled = Cancelled { of, again_at };
+        again_at
+    }
+
     pub(super) fn start_close(&mut self, id: ConnId, how: Close) {
         let Some(conn) = self.conns.get_mut(id) else { return };
         if matches!(conn.state, State::Closing | State::Closed) {
@@ -47,6 +92,7 @@ impl IocpEngine {
         if conn.is_busy() {
             if let (Some(socket), false) = (&conn.socket, std::mem::replace(&mut conn.cancelled, true)) {
                 winsock::cancel(socket);
+                self.cancelled.note(Busy::Connection(id));
             }
             return;
         }
@@ -85,9 +131,8 @@ impl IocpEngine {
         Some(Event::Closed { conn: id, why, unsent, unacked: None })
     }
 
-    /// Ends every operation.
-    fn cancel_everything(&mut self) {
-        self.listeners.stop_all(&mut self.port, &self.extensions, self.now);
+    /// Ends every operation of connections and datagram sockets.
+    fn cancel_everything(&self) {
         self.udp.cancel_all();
         for id in self.conns.ids::<ConnId>() {
             if let Some(socket) = self.conns.get(id).filter(|conn| conn.is_busy()).and_then(|conn| conn.socket.as_ref())
@@ -103,11 +148,14 @@ impl Drop for IocpEngine {
     /// leaked: nobody has a box of it, and the kernel may still use it.
     fn drop(&mut self) {
         let deadline = Instant::now() + DROP_WAIT;
-        self.cancel_everything();
+        self.listeners.stop_all(&mut self.port, &self.extensions, self.now);
         loop {
             while let Some(packet) = self.port.pop() {
                 drop(packet);
             }
+            // What was passed over is met next time. Records that have come back do no harm.
+            self.cancel_everything();
+            self.listeners.resume(&mut self.port, &self.extensions);
             let left = deadline.saturating_duration_since(Instant::now());
             if self.port.in_flight() == 0 || left.is_zero() || self.port.wait(Some(left.min(DROP_STEP))).is_err() {
                 return;

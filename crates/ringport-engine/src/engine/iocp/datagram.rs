@@ -15,6 +15,7 @@
 use std::io;
 use std::net::SocketAddr;
 
+use super::close::Busy;
 use super::{IocpEngine, Notice};
 use crate::buffer::{Buf, Chunk, Pool, SlotClass};
 use crate::engine::contract::{EngineStats, Event, SendTo, Want};
@@ -96,6 +97,11 @@ impl Datagrams {
                 winsock::cancel(socket);
             }
         }
+    }
+
+    /// The socket of one that has something under way.
+    pub(super) fn busy_socket(&self, id: UdpId) -> Option<&socket2::Socket> {
+        self.outlets.table.get(id).filter(|outlet| outlet.receives > 0 || outlet.sending)?.socket.as_ref()
     }
 
     fn keep(&mut self, record: Box<Record>) {
@@ -277,6 +283,7 @@ impl IocpEngine {
         if outlet.receives > 0 || outlet.sending {
             if let (Some(socket), false) = (&outlet.socket, std::mem::replace(&mut outlet.cancelled, true)) {
                 winsock::cancel(socket);
+                self.cancelled.note(Busy::Datagrams(id));
             }
         } else if outlet.socket.take().is_some() {
             self.notices.push_back(Notice::UdpClosed(id));

@@ -170,6 +170,7 @@ pub struct IocpEngine {
     #[expect(clippy::vec_box, reason = "as above")]
     spare_sends: Vec<Box<Record>>,
     notices: VecDeque<Notice>,
+    cancelled: close::Cancelled,
     /// The connection that is being received from, and what it got in this go.
     current: Option<ConnId>,
     current_bytes: usize,
@@ -220,6 +221,7 @@ impl Engine for IocpEngine {
             spare_receives: Vec::with_capacity(receive::SPARE_RECEIVES),
             spare_sends: send::first_records(),
             notices: VecDeque::with_capacity(LISTED_AT_FIRST),
+            cancelled: close::Cancelled::default(),
             current: None,
             current_bytes: 0,
             ready: VecDeque::with_capacity(LISTED_AT_FIRST),

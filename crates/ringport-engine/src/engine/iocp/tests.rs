@@ -160,6 +160,43 @@ fn what_never_ends_is_leaked_in_bounded_time() {
     assert!(took >= DROP_WAIT - Duration::from_millis(100) && took < DROP_WAIT + Duration::from_secs(1), "{took:?}");
 }
 
+/// A cancellation may pass over an operation that is between two of its steps. What that costs is a moment, and not the end of
+/// the connection, the listener, the socket or the engine.
+#[test]
+fn what_a_cancellation_passes_over_is_cancelled_again() {
+    use crate::engine::winsock::PASSES_OVER;
+    let mut engine = engine();
+    let (listener, address) = listen(&mut engine);
+    engine.accept(listener, Want::On);
+    let _client = std::net::TcpStream::connect(address.as_socket().unwrap()).unwrap();
+    let accepted = |event: &Event| matches!(event, Event::Accepted { .. });
+    let Some(Event::Accepted { socket, .. }) = events(&mut engine, Duration::from_secs(10), accepted).pop() else {
+        panic!("nothing was accepted");
+    };
+    let conn = engine.adopt(socket).unwrap();
+    engine.receive(conn, Want::On);
+    let (udp, _) = crate::engine::datagram_windows::stage::bind(&mut engine);
+
+    PASSES_OVER.set(3);
+    engine.close(conn, Close::Abort);
+    engine.close_udp(udp);
+    engine.unlisten(listener);
+    assert_eq!(PASSES_OVER.get(), 0, "there was nothing to cancel");
+    let ended =
+        |event: &Event| matches!(event, Event::Closed { .. } | Event::UdpClosed { .. } | Event::ListenerClosed { .. });
+    for _ in 0..3 {
+        let last = events(&mut engine, Duration::from_secs(10), ended).pop();
+        assert!(last.is_some_and(|last| ended(&last)), "what was passed over is under way for good");
+    }
+
+    let (listener, _) = listen(&mut engine);
+    engine.accept(listener, Want::On);
+    PASSES_OVER.set(1);
+    let start = Instant::now();
+    drop(engine);
+    assert!(start.elapsed() < DROP_WAIT / 2, "the engine waited in vain");
+}
+
 /// Thousands of operations in a row succeed at once, on a stack that has no room for a frame of each (F11).
 #[test]
 fn inline_completions_do_not_recurse() {

@@ -16,9 +16,10 @@ impl IocpEngine {
         self.feed_starved();
         self.serve_datagrams();
         let pause_end = self.listeners.resume(&mut self.port, &self.extensions);
+        let again_at = self.cancel_again();
         if !self.port.has_leftovers() {
             self.stats.dequeues += 1;
-            let mut timeout = self.timeout(deadline, pause_end);
+            let mut timeout = self.timeout([deadline, pause_end, again_at]);
             let hungry = !self.starved.is_empty() && timeout != Some(Duration::ZERO);
             if hungry && !self.pool.begin_shortage(&self.waker()) {
                 timeout = Some(Duration::ZERO);
@@ -66,12 +67,12 @@ impl IocpEngine {
     }
 
     /// How long the kernel may let this thread sleep.
-    fn timeout(&self, deadline: Option<Instant>, pause_end: Option<Instant>) -> Option<Duration> {
+    fn timeout(&self, moments: [Option<Instant>; 3]) -> Option<Duration> {
         let datagrams = self.udp.outlets.has_leftovers();
         if datagrams || !self.ready.is_empty() || !self.notices.is_empty() || self.listeners.has_reports() {
             return Some(Duration::ZERO);
         }
-        let first = [deadline, pause_end, self.udp.outlets.stall_end()].into_iter().flatten().min()?;
+        let first = moments.into_iter().chain([self.udp.outlets.stall_end()]).flatten().min()?;
         Some(first.saturating_duration_since(Instant::now()))
     }
 

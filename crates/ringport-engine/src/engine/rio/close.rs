@@ -149,6 +149,7 @@ impl RioEngine {
             if self.drain_for_drop().is_err() {
                 return false;
             }
+            self.listeners.resume(&mut self.port, &self.extensions);
             let conns = self.conns.ids::<ConnId>();
             let busy = conns.into_iter().any(|id| self.conns.get(id).is_some_and(super::Conn::is_busy));
             if !busy && !self.udp.is_busy() && self.port.in_flight() == 0 {
