@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::builder::RangedU64ValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ringport::{Address, EngineConfig, EngineKind, SPIN_MAX};
+use serde::Serialize;
 use tracing_subscriber::filter::LevelFilter;
 
 use crate::services::{PIECE_BYTES_MAX, PIECE_BYTES_MIN};
@@ -199,7 +200,8 @@ pub(crate) enum ServiceName {
     Files,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub(crate) enum Api {
     /// Handlers (event-driven)
     Handler,
@@ -270,6 +272,7 @@ request; a wrong, missing or late one makes the exit code 1.
 Examples:
   ringport bench                                    own echo server on loopback, 50 connections, 64 bytes, 5 s
   ringport bench --engine all --connections 1000 --size 1k
+  ringport bench --engine all --api async           the same, with a task for each connection of the own server
   ringport bench 127.0.0.1:6628 --size 1..16k --pipeline 16 --iterations 1000000 --json result.json
   ringport bench --udp --connections 100 --pipeline 16       100 sockets with 16 datagrams under way on each";
 
@@ -305,9 +308,15 @@ pub(crate) struct Bench {
     /// Threads of the load, and of the own server
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = RangedU64ValueParser::<usize>::new().range(1..=WORKERS_MAX))]
     pub(crate) workers: usize,
+    /// How the own server is written: as handlers that are called, or as a task for each connection
+    #[arg(long, value_enum, default_value_t = Api::Handler, conflicts_with = "address")]
+    pub(crate) api: Api,
     /// Poll for at most this long before sleeping, in the load and in the own server (0 = off, at most 10ms)
     #[arg(long, value_name = "DUR", default_value = "0", value_parser = spin)]
     pub(crate) spin: Duration,
+    /// Bytes that the own server serves of each connection in a row, see `serve --help`
+    #[arg(long, value_name = "BYTES", default_value = "128KiB", value_parser = units::bytes, conflicts_with = "address")]
+    pub(crate) share: u64,
     /// A reply is late after this time, and missing if it has not come this long after the end
     #[arg(long, value_name = "DUR", default_value = "10s", value_parser = positive_duration)]
     pub(crate) timeout: Duration,
@@ -328,10 +337,31 @@ fn positive_duration(text: &str) -> Result<Duration, String> {
 }
 
 impl Bench {
-    /// How the engines of the load and of the own server are opened.
+    /// How the engine of the load is opened.
     pub(crate) fn engine_config(&self) -> EngineConfig {
         let mut config = EngineConfig::default();
         config.spin = Some(self.spin);
+        config
+    }
+
+    /// What is measured, for the first line of a table.
+    pub(crate) fn target(&self) -> String {
+        match (&self.address, self.api) {
+            (Some(address), _) => address.to_string(),
+            (None, Api::Handler) => "own server".to_owned(),
+            (None, Api::Async) => "own server of tasks".to_owned(),
+        }
+    }
+
+    /// How the own server is written; `None` where another is measured.
+    pub(crate) fn own_api(&self) -> Option<Api> {
+        self.address.is_none().then_some(self.api)
+    }
+
+    /// How that of the own server is opened.
+    pub(crate) fn server_config(&self) -> EngineConfig {
+        let mut config = self.engine_config();
+        config.share_bytes = Some(self.share);
         config
     }
 }

@@ -26,11 +26,13 @@ use ringport::{
     ServerHandle, SocketOptions,
 };
 
-use crate::Failure;
-use crate::args::{Bench, EnginesToMeasure};
+use crate::args::{Api, Bench, EnginesToMeasure};
 use crate::services::Echo;
 use crate::units::Warmup;
+use crate::{Failure, tasks};
 
+/// Where the own server listens.
+const OWN_ADDRESS: &str = "127.0.0.1:0";
 /// How often the run is looked at.
 const STEP: Duration = Duration::from_millis(5);
 /// Time for connections to end in order once all replies are in.
@@ -76,8 +78,12 @@ fn every_engine(options: &Bench) -> Result<Vec<Row>, Failure> {
 /// One engine: its own server if none was named, the load, and the end of both.
 fn measure(options: &Bench, kind: Option<EngineKind>) -> Result<Row, Failure> {
     let Some(address) = &options.address else {
-        let server = Server::new().engine(kind).engine_config(options.engine_config()).workers(options.workers);
-        let server = server.listen("127.0.0.1:0", || Echo { refused_above: None }).start()?;
+        let server = Server::new().engine(kind).engine_config(options.server_config()).workers(options.workers);
+        let server = match options.api {
+            Api::Handler => server.listen(OWN_ADDRESS, || Echo { refused_above: None }),
+            Api::Async => server.listen_async(OWN_ADDRESS, tasks::echo),
+        };
+        let server = server.start()?;
         let address =
             server.addresses().first().cloned().ok_or_else(|| Failure("the own server has no address".into()))?;
         let row = Driver::start(options, kind, address)?.drive();

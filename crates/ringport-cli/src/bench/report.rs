@@ -10,12 +10,14 @@ use serde::Serialize;
 
 use super::load::Tally;
 use crate::Failure;
-use crate::args::{Bench, EnginesToMeasure};
+use crate::args::{Api, Bench, EnginesToMeasure};
 use crate::units::Warmup;
 
 /// Everything about one run of the program.
 #[derive(Serialize)]
 pub(super) struct Report {
+    #[serde(skip)]
+    target: String,
     parameters: Parameters,
     machine: Machine,
     results: Vec<Row>,
@@ -28,6 +30,9 @@ struct Parameters {
     /// `null`: an own server on loopback.
     address: Option<String>,
     engine: String,
+    /// How the own server is written, and its share; `null` where another was measured.
+    api: Option<Api>,
+    share_bytes: Option<u64>,
     connections: usize,
     size_min: usize,
     size_max: usize,
@@ -163,6 +168,8 @@ impl Report {
                 EnginesToMeasure::All => "all".to_owned(),
                 EnginesToMeasure::One(kind) => kind.name().to_owned(),
             },
+            api: options.own_api(),
+            share_bytes: options.own_api().map(|_| options.share),
             connections: options.connections,
             size_min: *options.size.0.start(),
             size_max: *options.size.0.end(),
@@ -183,7 +190,7 @@ impl Report {
             cores: available_parallelism().ok().map(Into::into),
             congestion_control: line("/proc/sys/net/ipv4/tcp_congestion_control"),
         };
-        Self { parameters, machine, results }
+        Self { target: options.target(), parameters, machine, results }
     }
 
     /// Whether every reply was right and came in time.
@@ -223,11 +230,10 @@ impl Report {
         let p = &self.parameters;
         let sizes =
             if p.size_min == p.size_max { p.size_min.to_string() } else { format!("{}..{}", p.size_min, p.size_max) };
-        let to = p.address.as_deref().unwrap_or("own server");
         writeln!(
             out,
-            "echo of {sizes} bytes, {} connections, {} deep, {} workers, to {to}",
-            p.connections, p.pipeline, p.workers
+            "echo of {sizes} bytes, {} connections, {} deep, {} workers, to {}",
+            p.connections, p.pipeline, p.workers, self.target
         )?;
         writeln!(
             out,

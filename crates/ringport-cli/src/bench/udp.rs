@@ -19,13 +19,15 @@ use std::time::{Duration, Instant};
 use hdrhistogram::Histogram;
 use ringport::{
     Address, Datagram, DatagramHandler, DatagramOptions, Datagrams, EngineConfig, EngineKind, Selection, Server,
+    UdpOptions,
 };
 use serde::Serialize;
 
+use super::OWN_ADDRESS;
 use super::report::process_cpu;
-use crate::Failure;
-use crate::args::{Bench, EnginesToMeasure};
+use crate::args::{Api, Bench, EnginesToMeasure};
 use crate::services::EchoDatagrams;
+use crate::{Failure, tasks};
 
 /// Bytes in front of each datagram: connection and number.
 const HEADER_BYTES: usize = 16;
@@ -74,6 +76,8 @@ impl Figures {
 struct Report<'a> {
     protocol: &'static str,
     address: Option<String>,
+    /// How the own server is written; `null` where another was measured.
+    api: Option<Api>,
     size_min: usize,
     size_max: usize,
     results: &'a [Figures],
@@ -95,19 +99,30 @@ pub(super) fn run(options: &Bench) -> Result<ExitCode, Failure> {
     };
     let results = kinds.into_iter().map(|kind| measure(options, kind)).collect::<Result<Vec<_>, _>>()?;
     let address = options.address.as_ref().map(ToString::to_string);
-    write(&Report { protocol: "udp", address, size_min: low, size_max: high, results: &results }, options)?;
+    let api = options.own_api();
+    write(&Report { protocol: "udp", address, api, size_min: low, size_max: high, results: &results }, options)?;
     Ok(if results.iter().all(Figures::is_clean) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// One engine: its own server if none was named, and the load.
 fn measure(options: &Bench, kind: Option<EngineKind>) -> Result<Figures, Failure> {
-    let buffers = DatagramOptions::default().kernel_buffers(Some(KERNEL_BUFFER), None);
     match &options.address {
         Some(Address::Ip(address)) => load(options, kind, *address),
         Some(Address::Unix(_)) => Err(Failure("datagrams need an IP address".to_owned())),
         None => {
             let server = Server::new().engine(kind).workers(options.workers);
-            let server = server.udp_with("127.0.0.1:0", buffers, || EchoDatagrams).start()?;
+            let server = match options.api {
+                Api::Handler => {
+                    let buffers = DatagramOptions::default().kernel_buffers(Some(KERNEL_BUFFER), None);
+                    server.udp_with(OWN_ADDRESS, buffers, || EchoDatagrams)
+                }
+                Api::Async => {
+                    let mut socket = UdpOptions::default();
+                    socket.receive_buffer = Some(KERNEL_BUFFER);
+                    server.udp_async_with(OWN_ADDRESS, socket, tasks::echo_datagrams)
+                }
+            };
+            let server = server.start()?;
             let address = server.udp_addresses().first().copied();
             let address = address.ok_or_else(|| Failure("the own server has no address".into()))?;
             let figures = load(options, kind, address);
@@ -410,7 +425,7 @@ fn write(report: &Report<'_>, options: &Bench) -> Result<(), Failure> {
         std::fs::write(path, serde_json::to_string_pretty(report)? + "\n")
             .map_err(|error| Failure(format!("cannot write {}: {error}", path.display())))?;
     }
-    let to = report.address.as_deref().unwrap_or("own server");
+    let to = options.target();
     let (connections, window) = (options.connections, options.pipeline);
     writeln!(out, "datagrams of {} bytes, {connections} sockets, {window} under way on each, to {to}", options.size)?;
     for f in report.results {

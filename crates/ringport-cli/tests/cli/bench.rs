@@ -85,6 +85,25 @@ fn every_engine_in_one_table() {
     assert!((0.29..3.0).contains(&seconds), "{seconds}");
 }
 
+/// Both ways to write the own server are measured alike, and the report says which it was.
+#[test]
+fn the_own_server_can_be_written_in_two_ways() {
+    for engine in engines() {
+        for (api, share) in [("handler", 131_072), ("async", 0)] {
+            let share = format!("{share}");
+            let load = ["--engine", engine, "--api", api, "--share", &share, "--iterations", "500", "--size", "1..40k"];
+            let (code, json, errors) = bench(&load);
+            assert_eq!(code, Some(0), "{engine} {api}: {errors}");
+            assert_eq!(json["results"][0]["messages"], 500);
+            let parameters = &json["parameters"];
+            assert_eq!((&parameters["api"], parameters["share_bytes"].to_string()), (&Value::from(api), share));
+        }
+    }
+    let table = run(&["bench", "--api", "async", "--iterations", "100", "--warmup", "0"]);
+    let table = String::from_utf8(table.stdout).expect("text");
+    assert!(table.contains("to own server of tasks"), "{table}");
+}
+
 #[test]
 fn nobody_listens() {
     let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port");

@@ -261,7 +261,7 @@ fn bench(args: &[&str]) -> (Option<i32>, Value) {
 fn every_datagram_is_accounted_for() {
     for engine in engines() {
         let load = ["--engine", engine, "--connections", "7", "--iterations", "5003"];
-        for more in [["--pipeline", "1"], ["--pipeline", "8"], ["--size", "16..3000"]] {
+        for more in [["--pipeline", "1"], ["--pipeline", "8"], ["--size", "16..3000"], ["--api", "async"]] {
             let (code, result) = bench(&[&load[..], &more].concat());
             assert_eq!(code, Some(0), "{engine}: {result}");
             assert_eq!((&result["sent"], &result["returned"]), (&Value::from(5003), &Value::from(5003)), "{result}");

@@ -29,6 +29,8 @@ fn wrong_usage_exits_2_with_one_line() {
         (&["bench", "--size", "9..1"], "9 is more than 1"),
         (&["bench", "--connections", "0"], "0 is not in"),
         (&["bench", "--iterations", "5", "--duration", "1s"], "cannot be used with"),
+        (&["bench", "127.0.0.1:1", "--api", "async"], "cannot be used with"),
+        (&["bench", "127.0.0.1:1", "--share", "0"], "cannot be used with"),
         (&["engines", "--loudly"], "--loudly"),
     ] {
         let output = run(args);
