@@ -58,6 +58,7 @@ fn serve_everything(api: &str) {
         assert_eq!(server.stop(), 0);
         let errors = server.program.errors();
         assert!(errors.contains("datagrams_received=5 datagrams_sent=5"), "{engine}: {errors}");
+        assert!(!errors.contains("WARN"), "that it was told to stop is nothing to warn of: {errors}");
 
         let (mut server, address) = serve("generate", engine, api);
         peer.send_to(b"go", address).expect("it is sent");

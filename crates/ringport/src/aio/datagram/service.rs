@@ -33,10 +33,14 @@ where
 {
     Arc::new(move |_| {
         let serve = serve.clone();
-        let start = move |socket| -> BoxFuture {
+        let start = move |socket: DatagramSocket| -> BoxFuture {
+            let cell = Rc::clone(&socket.receiver.handle.cell);
             Box::pin(async move {
-                if let Err(error) = serve(socket).await {
-                    tracing::warn!(%error, "a datagram socket's task ended with an error");
+                match serve(socket).await {
+                    Ok(()) => {}
+                    // As every socket is when its worker ends.
+                    Err(error) if cell.has_ended() => tracing::debug!(%error, "a datagram socket's task has ended"),
+                    Err(error) => tracing::warn!(%error, "a datagram socket's task ended with an error"),
                 }
             })
         };
