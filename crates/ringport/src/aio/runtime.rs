@@ -6,6 +6,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::hint::cold_path;
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
 use std::rc::Rc;
@@ -78,6 +79,8 @@ pub(crate) struct Runtime {
     /// Set while the future of a task that panicked is dropped.
     panicked: Cell<bool>,
     cancel_all: Cell<bool>,
+    /// The worker shuts down.
+    stopping: Cell<bool>,
     closed: Cell<bool>,
     now: Cell<Instant>,
     turns: Cell<u64>,
@@ -144,6 +147,7 @@ impl Runtime {
             panicked: Cell::new(false),
             panics: Cell::new(0),
             cancel_all: Cell::new(false),
+            stopping: Cell::new(false),
             closed: Cell::new(false),
         })
     }
@@ -426,6 +430,21 @@ impl Runtime {
         let streams = std::mem::take(&mut *self.streams.borrow_mut());
         for stream in streams.into_iter().flatten() {
             stream.lost();
+        }
+    }
+
+    /// The worker begins to shut down.
+    pub(crate) fn stop(&self) {
+        self.stopping.set(true);
+    }
+
+    /// Logs the error that a task ended with. While the worker shuts down, its listeners and sockets end with errors, and
+    /// tasks with them: nothing to warn of.
+    pub(super) fn tell_of_end(&self, whose: &str, error: &io::Error) {
+        if self.stopping.get() {
+            tracing::debug!(%error, "{whose} ended as the worker shut down");
+        } else {
+            tracing::warn!(%error, "{whose} ended with an error");
         }
     }
 

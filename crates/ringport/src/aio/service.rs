@@ -57,7 +57,7 @@ where
         let main = main.clone();
         let main: BoxFuture = Box::pin(async move {
             if let Err(error) = main().await {
-                tracing::warn!(%error, "a worker's task ended with an error");
+                Runtime::with("task", |runtime| runtime.tell_of_end("a worker's task", &error));
             }
         });
         Box::new(Streams { accept: None, main: Some(main) })

@@ -49,6 +49,7 @@ impl<E: Engine> Worker<E> {
             return;
         }
         self.context.stopping = true;
+        self.context.aio().stop();
         self.drain = Some(Drain { within, deadline: self.context.now + within });
         for listening in &self.listeners {
             self.engine.unlisten(listening.id);

@@ -26,3 +26,4 @@ mod stage;
 mod timers;
 #[cfg(unix)]
 mod unix;
+mod warnings;

@@ -131,11 +131,6 @@ impl DatagramCell {
         waiting.into_iter().for_each(|who| self.runtime.notify(who));
     }
 
-    /// Whether the socket is gone.
-    pub(super) fn has_ended(&self) -> bool {
-        self.inner.borrow().end.is_some()
-    }
-
     /// Whether nobody wants the socket, and nothing is to be sent on it.
     pub(crate) fn is_abandoned(&self) -> bool {
         let inner = self.inner.borrow();

@@ -34,13 +34,10 @@ where
     Arc::new(move |_| {
         let serve = serve.clone();
         let start = move |socket: DatagramSocket| -> BoxFuture {
-            let cell = Rc::clone(&socket.receiver.handle.cell);
+            let runtime = Rc::clone(&socket.receiver.handle.cell.runtime);
             Box::pin(async move {
-                match serve(socket).await {
-                    Ok(()) => {}
-                    // As every socket is when its worker ends.
-                    Err(error) if cell.has_ended() => tracing::debug!(%error, "a datagram socket's task has ended"),
-                    Err(error) => tracing::warn!(%error, "a datagram socket's task ended with an error"),
+                if let Err(error) = serve(socket).await {
+                    runtime.tell_of_end("a datagram socket's task", &error);
                 }
             })
         };
