@@ -101,7 +101,7 @@ impl Datagrams {
 
     /// The socket of one that has something under way.
     pub(super) fn busy_socket(&self, id: UdpId) -> Option<&socket2::Socket> {
-        self.outlets.table.get(id).filter(|outlet| outlet.receives > 0 || outlet.sending)?.socket.as_ref()
+        self.outlets.table.get(id).filter(|outlet| outlet.is_busy())?.socket.as_ref()
     }
 
     fn keep(&mut self, record: Box<Record>) {
@@ -130,6 +130,11 @@ impl calls::Outlet for Outlet {
 }
 
 impl Outlet {
+    /// Whether an operation has not come back.
+    fn is_busy(&self) -> bool {
+        self.receives > 0 || self.sending
+    }
+
     /// Memory for the next receive; `None` when those under way have to do.
     fn choose_memory(&mut self, pool: &Pool, stats: &mut EngineStats) -> Option<Buf> {
         if !pool.is_low(SlotClass::Small)
@@ -280,7 +285,7 @@ impl IocpEngine {
     /// Cancels what is under way, or closes the socket when nothing is.
     fn wind_down_outlet(&mut self, id: UdpId) {
         let Some(outlet) = self.udp.outlets.table.get_mut(id) else { return };
-        if outlet.receives > 0 || outlet.sending {
+        if outlet.is_busy() {
             if let (Some(socket), false) = (&outlet.socket, std::mem::replace(&mut outlet.cancelled, true)) {
                 winsock::cancel(socket);
                 self.cancelled.note(Busy::Datagrams(id));
