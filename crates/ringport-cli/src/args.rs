@@ -134,9 +134,10 @@ pub(crate) struct Serve {
     /// Bind each worker to a core (Linux)
     #[arg(long)]
     pub(crate) pin: bool,
-    /// Poll for at most this long before sleeping, while that pays (0 = off, at most 10ms)
-    #[arg(long, value_name = "DUR", default_value = "0", value_parser = spin)]
-    pub(crate) spin: Duration,
+    /// Poll before sleeping: auto = where that takes less processor time than to sleep and be woken (io_uring, epoll, kqueue),
+    /// DUR = for at most this long and for the latency's sake (at most 10ms), 0 = never
+    #[arg(long, value_name = "auto|DUR", default_value = "auto", value_parser = spin)]
+    pub(crate) spin: Spin,
     /// Send pieces of at least so many bytes without copying them into the kernel (io_uring only; 0 = off)
     #[arg(long, value_name = "BYTES", default_value = "0", value_parser = units::bytes)]
     pub(crate) zero_copy: u64,
@@ -311,9 +312,9 @@ pub(crate) struct Bench {
     /// How the own server is written: as handlers that are called, or as a task for each connection
     #[arg(long, value_enum, default_value_t = Api::Handler, conflicts_with = "address")]
     pub(crate) api: Api,
-    /// Poll for at most this long before sleeping, in the load and in the own server (0 = off, at most 10ms)
-    #[arg(long, value_name = "DUR", default_value = "0", value_parser = spin)]
-    pub(crate) spin: Duration,
+    /// Poll before sleeping, in the load and in the own server, see `serve --help`
+    #[arg(long, value_name = "auto|DUR", default_value = "auto", value_parser = spin)]
+    pub(crate) spin: Spin,
     /// Bytes that the own server serves of each connection in a row, see `serve --help`
     #[arg(long, value_name = "BYTES", default_value = "128KiB", value_parser = units::bytes, conflicts_with = "address")]
     pub(crate) share: u64,
@@ -340,7 +341,7 @@ impl Bench {
     /// How the engine of the load is opened.
     pub(crate) fn engine_config(&self) -> EngineConfig {
         let mut config = EngineConfig::default();
-        config.spin = Some(self.spin);
+        config.spin = self.spin.0;
         config
     }
 
@@ -366,9 +367,16 @@ impl Bench {
     }
 }
 
-fn spin(text: &str) -> Result<Duration, String> {
-    let duration = units::duration(text)?;
-    if duration > SPIN_MAX { Err(format!("at most {SPIN_MAX:?} are useful")) } else { Ok(duration) }
+/// What `--spin` says. `None`: the engine finds out.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Spin(pub(crate) Option<Duration>);
+
+fn spin(text: &str) -> Result<Spin, String> {
+    if text == "auto" {
+        return Ok(Spin(None));
+    }
+    let duration = units::duration(text).map_err(|error| format!("{error}, or \"auto\""))?;
+    if duration > SPIN_MAX { Err(format!("at most {SPIN_MAX:?} are useful")) } else { Ok(Spin(Some(duration))) }
 }
 
 /// What `bench --engine` names.

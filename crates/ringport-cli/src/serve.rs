@@ -57,7 +57,7 @@ fn server(options: Serve) -> Result<Server, Failure> {
         .lifetime(options.lifetime.0)
         .receive_rate_max(rate(options.receive_rate));
     let mut config = EngineConfig::default();
-    config.spin = Some(options.spin);
+    config.spin = options.spin.0;
     config.zero_copy_above = usize::try_from(options.zero_copy).ok().filter(|bytes| *bytes > 0);
     config.share_bytes = Some(options.share);
     let server = Server::new()

@@ -38,7 +38,8 @@ struct Parameters {
     size_max: usize,
     pipeline: usize,
     workers: usize,
-    spin_us: u64,
+    /// `null`: found out by the engine.
+    spin_us: Option<u64>,
     duration_seconds: Option<f64>,
     iterations: Option<u64>,
     warmup_seconds: Option<f64>,
@@ -175,7 +176,7 @@ impl Report {
             size_max: *options.size.0.end(),
             pipeline: options.pipeline,
             workers: options.workers,
-            spin_us: options.spin.as_micros() as u64,
+            spin_us: options.spin.0.map(|time| time.as_micros() as u64),
             duration_seconds: options.iterations.is_none().then_some(options.duration.as_secs_f64()),
             iterations: options.iterations,
             warmup_seconds: seconds,

@@ -18,6 +18,7 @@ fn wrong_usage_exits_2_with_one_line() {
         (&["serve", "echo", "--idle-timeout", "soon"], "a number is missing"),
         (&["serve", "echo", "--log", "loud"], "the levels are"),
         (&["serve", "echo", "--spin", "1s"], "at most 10ms"),
+        (&["serve", "echo", "--spin", "always"], "or \"auto\""),
         (&["serve", "echo", "--share", "128X"], "no unit of size"),
         (&["serve", "generate", "--piece", "1000"], "a multiple of 256"),
         (&["serve", "generate", "--piece", "2MiB"], "a multiple of 256"),

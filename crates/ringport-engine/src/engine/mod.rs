@@ -52,6 +52,7 @@ pub(crate) mod system_options;
 #[cfg_attr(unix, path = "termination_unix.rs")]
 #[cfg_attr(windows, path = "termination_windows.rs")]
 mod termination;
+mod thrift;
 #[cfg(target_os = "linux")]
 pub mod uring;
 #[cfg(windows)]

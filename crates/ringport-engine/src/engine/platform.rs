@@ -176,10 +176,10 @@ impl Alarm {
 }
 
 /// Processor time that the calling thread has used, see clock_gettime(2).
-#[cfg(target_os = "linux")]
+#[cfg(unix)]
 pub(crate) fn thread_time() -> std::time::Duration {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: the structure is writable. The clock exists on every Linux; if not, the time stays zero.
+    // SAFETY: the structure is writable. Where there is no such clock, the time stays zero.
     let _ = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
     std::time::Duration::new(time.tv_sec.max(0) as u64, time.tv_nsec as u32)
 }

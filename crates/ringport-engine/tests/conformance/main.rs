@@ -72,7 +72,8 @@ macro_rules! each_test {
                 a_waker_ends_a_wait, wakes_may_be_joined, a_deadline_ends_a_wait;
             options: options_round_trip, options_at_creation, raw_options_round_trip, tcp_info_knows_the_connection,
                 stale_ids_have_no_options;
-            spin: a_spinning_engine_serves_all, a_spinning_engine_comes_to_rest, a_spinning_engine_keeps_deadlines;
+            spin: a_spinning_engine_serves_all, a_spinning_engine_comes_to_rest, a_spinning_engine_keeps_deadlines,
+                an_engine_tries_polling_for_single_messages, an_idle_engine_polls_for_nothing;
             urgent: the_mark_is_where_the_urgent_byte_is, urgent_bytes_keep_their_place,
                 unwatched_it_is_not_in_the_stream;
             zero_copy: pieces_are_in_use_until_sent, masked_it_is_an_ordinary_send,

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use ringport_engine::{Engine, EngineConfig, EngineKind, PoolConfig, RioCompletions};
 
 use crate::subject::Setup;
-use crate::world::{At, World};
+use crate::world::{At, Side, World};
 
 fn spinning(setup: &Setup, window: Duration) -> EngineConfig {
     let mut config = setup.config();
@@ -57,8 +57,7 @@ pub fn a_spinning_engine_comes_to_rest<E: Engine>(setup: &Setup) {
     world.client.send(client, "busy for a moment");
     world.expect(At::Server, server, b"busy for a moment");
     let wait = |world: &mut World<E>| {
-        let now = if setup.sim { world.server.engine.now() } else { Instant::now() };
-        world.server.turn(Some(now + Duration::from_millis(3)));
+        world.server.turn(Some(now(setup, &world.server) + Duration::from_millis(3)));
     };
     wait(&mut world);
     wait(&mut world);
@@ -76,14 +75,61 @@ pub fn a_spinning_engine_comes_to_rest<E: Engine>(setup: &Setup) {
 pub fn a_spinning_engine_keeps_deadlines<E: Engine>(setup: &Setup) {
     let mut world = World::<E>::with(setup, spinning(setup, Duration::from_millis(5)), PoolConfig::default());
     for millis in [1, 2, 20, 1, 60] {
-        let now = || if setup.sim { world.server.engine.now() } else { Instant::now() };
-        let deadline = now() + Duration::from_millis(millis);
+        let deadline = now(setup, &world.server) + Duration::from_millis(millis);
         let mut turns = 0;
-        while (if setup.sim { world.server.engine.now() } else { Instant::now() }) < deadline {
+        while now(setup, &world.server) < deadline {
             world.server.turn(Some(deadline));
             turns += 1;
             assert!(turns < 50, "it returns again and again before the deadline");
         }
     }
+    world.finish();
+}
+
+fn now<E: Engine>(setup: &Setup, side: &Side<E>) -> Instant {
+    if setup.sim { side.engine.now() } else { Instant::now() }
+}
+
+/// Whether the engine finds out by itself where polling saves processor time.
+fn finds_out(setup: &Setup) -> bool {
+    !setup.sim && !matches!(setup.kind, Some(EngineKind::Iocp | EngineKind::Rio))
+}
+
+/// By itself an engine tries polling where a wait brings one message at a time, and every byte arrives; where it is told never to
+/// poll, it does not.
+pub fn an_engine_tries_polling_for_single_messages<E: Engine>(setup: &Setup) {
+    const MESSAGES: usize = 600;
+    for never in [false, true] {
+        let mut config = setup.config();
+        config.spin = never.then_some(Duration::ZERO);
+        let mut world = World::<E>::with(setup, config, PoolConfig::default());
+        let (server, client) = world.pair();
+        world.server.log(server).echo = true;
+        for number in 1..=MESSAGES {
+            let data = world.dice.bytes(20);
+            // A wait for which nothing has come yet.
+            world.server.turn(Some(now(setup, &world.server) + Duration::from_micros(50)));
+            world.client.send(client, data);
+            world.until("the echo arrives", |world| world.client.log(client).received.len() == 20 * number);
+        }
+        let all = world.client.log(client).wanted.clone();
+        world.expect(At::Client, client, &all);
+        let stats = world.server.engine.stats();
+        assert_eq!(stats.received_bytes, 20 * MESSAGES as u64);
+        assert_eq!(stats.spins > 0, finds_out(setup) && !never, "{stats:?}");
+        world.finish();
+    }
+}
+
+/// By itself an engine polls for nothing that waits without bytes bring, however many they are.
+pub fn an_idle_engine_polls_for_nothing<E: Engine>(setup: &Setup) {
+    let mut world = World::<E>::with(setup, setup.config(), PoolConfig::default());
+    let (server, client) = world.pair();
+    for _ in 0..600 {
+        world.server.turn(Some(now(setup, &world.server) + Duration::from_micros(100)));
+    }
+    assert_eq!(world.server.engine.stats().spins, 0);
+    world.client.send(client, "still here");
+    world.expect(At::Server, server, b"still here");
     world.finish();
 }

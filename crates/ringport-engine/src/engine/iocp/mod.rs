@@ -216,7 +216,7 @@ impl Engine for IocpEngine {
             conns: Table::new(),
             listeners: Listeners::new(false),
             udp: Datagrams::new(),
-            spin: Spin::new(config.spin),
+            spin: Spin::asked(config.spin),
             config: config.clone(),
             spare_receives: Vec::with_capacity(receive::SPARE_RECEIVES),
             spare_sends: send::first_records(),
@@ -331,6 +331,7 @@ impl Engine for IocpEngine {
         let event = self.next_event()?;
         self.events_left -= 1;
         self.stats.events += 1;
+        self.stats.received_bytes += Event::bytes(Some(&event));
         Some(event)
     }
 

@@ -24,8 +24,8 @@ impl IocpEngine {
             if hungry && !self.pool.begin_shortage(&self.waker()) {
                 timeout = Some(Duration::ZERO);
             }
-            let spins = self.spin.is_on() && timeout != Some(Duration::ZERO);
-            let outcome = if spins { self.spin_then_wait(timeout) } else { self.port.wait(timeout) };
+            let parks = timeout == Some(Duration::ZERO) || self.spin.parks();
+            let outcome = if parks { self.port.wait(timeout) } else { self.spin_then_wait(timeout) };
             if hungry {
                 self.pool.end_shortage();
             }
@@ -44,14 +44,15 @@ impl IocpEngine {
     fn spin_then_wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         let begin = Instant::now();
         let mut left = timeout;
-        if let Some(budget) = self.spin.budget() {
+        let budget = self.spin.budget();
+        if let Some(budget) = budget {
             self.stats.spins += 1;
             let budget = timeout.map_or(budget, |timeout| budget.min(timeout));
             loop {
                 self.port.wait(Some(Duration::ZERO))?;
                 self.stats.dequeues += 1;
                 if self.port.has_leftovers() {
-                    self.spin.waited(begin.elapsed(), true);
+                    self.spin.waited(begin.elapsed(), true, true);
                     return Ok(());
                 }
                 if begin.elapsed() >= budget {
@@ -62,7 +63,7 @@ impl IocpEngine {
             left = timeout.map(|timeout| timeout.saturating_sub(begin.elapsed()));
         }
         let outcome = self.port.wait(left);
-        self.spin.waited(begin.elapsed(), self.port.has_leftovers());
+        self.spin.waited(begin.elapsed(), budget.is_some(), self.port.has_leftovers());
         outcome
     }
 

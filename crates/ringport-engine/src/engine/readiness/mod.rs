@@ -184,7 +184,7 @@ impl Engine for ReadinessEngine {
             descriptor_freed: false,
             starved: VecDeque::with_capacity(LISTED_AT_FIRST),
             waker: Waker(Arc::new(waker)),
-            spin: Spin::new(config.spin),
+            spin: Spin::thrifty(config.spin),
             sender: Sender { blocking: false, sendfile: config.features.sendfile },
             events_per_turn: config.events_per_turn.max(1),
             bytes_per_turn: config.bytes_per_turn.max(1),

@@ -14,6 +14,7 @@ use super::{Conn, EVENTS_PER_CALL, ReadinessEngine};
 use crate::engine::LISTED_AT_FIRST;
 use crate::engine::contract::{Event, Upcoming, Usual};
 use crate::engine::datagram::Port;
+use crate::engine::platform;
 use crate::id::{ConnId, Id, ListenerId, Table, UdpId};
 
 /// A deadline at least this far away is left to the alarm, where there is one: it is set once, and thousands of turns
@@ -214,8 +215,8 @@ impl ReadinessEngine {
             cold_path();
             timeout = Some(Duration::ZERO);
         }
-        let spins = self.spin.is_on() && timeout != Some(Duration::ZERO);
-        let outcome = if spins { self.spin_then_poll(timeout) } else { self.poll(timeout) };
+        let parks = timeout == Some(Duration::ZERO) || self.spin.parks();
+        let outcome = if parks { self.poll(timeout) } else { self.spin_then_poll(timeout) };
         if hungry {
             cold_path();
             self.pool.end_shortage();
@@ -242,18 +243,20 @@ impl ReadinessEngine {
         }
     }
 
-    /// Polls without sleeping for a while, if that has paid of late, and then sleeps for what is left.
+    /// Polls without sleeping for a while, if that pays, and then sleeps for what is left.
     #[cold]
     fn spin_then_poll(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        self.spin.sample(platform::thread_time, &self.stats);
         let begin = Instant::now();
         let mut left = timeout;
-        if let Some(budget) = self.spin.budget() {
+        let budget = self.spin.budget();
+        if let Some(budget) = budget {
             self.stats.spins += 1;
             let budget = timeout.map_or(budget, |timeout| budget.min(timeout));
             loop {
                 self.poll(Some(Duration::ZERO))?;
                 if !self.events.is_empty() {
-                    self.spin.waited(begin.elapsed(), self.has_news());
+                    self.spin.waited(begin.elapsed(), true, self.has_news());
                     return Ok(());
                 }
                 if begin.elapsed() >= budget {
@@ -264,7 +267,7 @@ impl ReadinessEngine {
             left = timeout.map(|timeout| timeout.saturating_sub(begin.elapsed()));
         }
         self.poll(left)?;
-        self.spin.waited(begin.elapsed(), self.has_news());
+        self.spin.waited(begin.elapsed(), budget.is_some(), self.has_news());
         Ok(())
     }
 
@@ -389,6 +392,7 @@ impl ReadinessEngine {
         }
         let received = self.receive_fresh();
         self.count_events(received.is_some());
+        self.stats.received_bytes += received.as_ref().map_or(0, |(_, buf)| buf.len() as u64);
         Usual { received, sent: None }
     }
 
@@ -401,6 +405,7 @@ impl ReadinessEngine {
     fn next_of_any_kind(&mut self) -> Option<Event> {
         let event = self.produce();
         self.count_events(event.is_some());
+        self.stats.received_bytes += Event::bytes(event.as_ref());
         event
     }
 

@@ -272,7 +272,7 @@ impl Engine for RioEngine {
             port,
             budget,
             listeners: Listeners::new(true),
-            spin: Spin::new(config.spin),
+            spin: Spin::asked(config.spin),
             config: config.clone(),
             results: vec![RIORESULT::default(); RESULTS_PER_CALL].into_boxed_slice(),
             next_result: 0,
@@ -389,6 +389,7 @@ impl Engine for RioEngine {
         let event = self.next_event()?;
         self.events_left -= 1;
         self.stats.events += 1;
+        self.stats.received_bytes += Event::bytes(Some(&event));
         Some(event)
     }
 

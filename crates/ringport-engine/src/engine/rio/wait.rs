@@ -129,17 +129,19 @@ impl RioEngine {
         if matches!(until, Until::Now) {
             return self.ask_port(Some(Duration::ZERO));
         }
-        let begin = self.spin.is_on().then(Instant::now);
-        let outcome = self.look_then_sleep(until);
-        if let Some(begin) = begin {
-            self.spin.waited(begin.elapsed(), self.next_result < self.results_end || self.port.has_leftovers());
+        if self.spin.parks() {
+            return self.look_then_sleep(until, None);
         }
+        let (begin, budget) = (Instant::now(), self.spin.budget());
+        let outcome = self.look_then_sleep(until, budget);
+        let brought = self.next_result < self.results_end || self.port.has_leftovers();
+        self.spin.waited(begin.elapsed(), budget.is_some(), brought);
         outcome
     }
 
     /// Looks without sleeping for a while, if that was asked for and has paid of late, and then sleeps.
-    fn look_then_sleep(&mut self, until: Until) -> io::Result<()> {
-        if let Some(budget) = self.spin.budget() {
+    fn look_then_sleep(&mut self, until: Until, budget: Option<Duration>) -> io::Result<()> {
+        if let Some(budget) = budget {
             self.stats.spins += 1;
             let end = Instant::now() + until.left().map_or(budget, |left| budget.min(left));
             self.learn_by_looking(Until::At(end))?;

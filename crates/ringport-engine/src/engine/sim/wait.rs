@@ -95,6 +95,7 @@ impl SimEngine {
             if event.is_some() {
                 self.events_left -= 1;
                 self.stats.events += 1;
+                self.stats.received_bytes += Event::bytes(event.as_ref());
                 return event;
             }
         }

@@ -398,7 +398,7 @@ impl Engine for UringEngine {
             alarm_serial: 0,
             alarms: 0,
             alarm_time: Box::default(),
-            spin: Spin::new(config.spin),
+            spin: Spin::thrifty(config.spin),
             sender: Sender { blocking: true, sendfile: features.sendfile },
             now: Instant::now(),
             stats: EngineStats::default(),

@@ -48,8 +48,8 @@ impl UringEngine {
             cold_path();
             block = Block::No;
         }
-        let spins = self.spin.is_on() && block != Block::No;
-        let entered = if spins { self.spin_then_enter(block) } else { self.ring.enter(block) };
+        let parks = block == Block::No || self.spin.parks();
+        let entered = if parks { self.ring.enter(block) } else { self.spin_then_enter(block) };
         if hungry {
             cold_path();
             self.pool.end_shortage();
@@ -69,19 +69,21 @@ impl UringEngine {
         Ok(())
     }
 
-    /// Looks for completions without sleeping for a while, if that has paid of late, and then sleeps. A deadline is an
-    /// operation of its own, so that it ends the looking as any completion does.
+    /// Looks for completions without sleeping for a while, if that pays, and then sleeps. A deadline is an operation of its
+    /// own, so that it ends the looking as any completion does.
     #[cold]
     fn spin_then_enter(&mut self, block: Block) -> io::Result<()> {
+        self.spin.sample(platform::thread_time, &self.stats);
         let begin = Instant::now();
         let mut rest = block;
-        if let Some(budget) = self.spin.budget() {
+        let budget = self.spin.budget();
+        if let Some(budget) = budget {
             self.stats.spins += 1;
             let most = if let Block::AtMost(time) = block { budget.min(time) } else { budget };
             loop {
                 self.ring.enter(Block::No)?;
                 if self.ring.has_leftovers() {
-                    self.note_wait(begin);
+                    self.note_wait(begin, true);
                     return Ok(());
                 }
                 if begin.elapsed() >= most {
@@ -94,14 +96,14 @@ impl UringEngine {
             }
         }
         self.ring.enter(rest)?;
-        self.note_wait(begin);
+        self.note_wait(begin, budget.is_some());
         Ok(())
     }
 
     /// Notes how a wait went. A deadline that is over, be it an old one, is no news.
-    fn note_wait(&mut self, begin: Instant) {
+    fn note_wait(&mut self, begin: Instant, polled: bool) {
         let news = self.ring.peek().is_some_and(|completion| !completion.is_of(Op::Alarm));
-        self.spin.waited(begin.elapsed(), news);
+        self.spin.waited(begin.elapsed(), polled, news);
     }
 
     /// How long the enter may wait.
@@ -164,6 +166,7 @@ impl UringEngine {
             && completion.more()
             && let Some(received) = self.on_bytes(completion)
         {
+            self.stats.received_bytes += received.1.len() as u64;
             self.count_events(true);
             return Usual { received: Some(received), sent: None };
         }
@@ -199,6 +202,7 @@ impl UringEngine {
     fn next_of_any_kind(&mut self) -> Option<Event> {
         let event = self.next_event();
         self.count_events(event.is_some());
+        self.stats.received_bytes += Event::bytes(event.as_ref());
         event
     }
 
