@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Measures what polling before parking (`--spin`) gains in latency and costs in processor time.
+"""Measures what polling before parking (`--spin`) gains in latency and costs or spares in processor time.
 
     scripts/measure_spin.py --rounds 6 --markdown bench-out/spin.md
     scripts/measure_spin.py --analyse bench-out/spin-*.jsonl
 
-Each engine with and without polling: echoes of 64 bytes on 1 connection and on 50 as fast as they go, on 50 at 20,000 a second
+Each engine without polling, as it polls by itself, and with a window that was asked for: echoes of 64 bytes on 1 connection and on 50 as fast as they go, on 50 at 20,000 a second
 in all, and 50 connections on which nothing happens for a while. The servers run on core 0, the loads on core 1, in a network
 namespace of their own.
 
@@ -35,12 +35,15 @@ IDLE, IDLE_CONNECTIONS, IDLE_SECONDS = "50 idle", 50, 0.3
 CELLS = {
     "1 connection": (1, ["--mode=echo", "--conns=1", "--size=64", "--depth=1"]),
     "50 connections": (50, ["--mode=echo", "--conns=50", "--size=64", "--depth=1"]),
+    "50, 2,000/s": (50, ["--mode=echo", "--conns=50", "--size=64", "--depth=1", "--rate=2000"]),
     "50, 20,000/s": (50, ["--mode=echo", "--conns=50", "--size=64", "--depth=1", "--rate=20000"]),
     IDLE: (IDLE_CONNECTIONS, []),
 }
 IN_TURNS = ["1 connection", "50 connections"]
 TURN_SECONDS = 0.1
-SPINS = " spins"
+ITSELF, SPINS = " by itself", " spins"
+HEADER = ["load", "server", "p50 µs", "itself", "asked", "CPU, µs a message", "itself", "asked", "CPU, % of a core", "itself", "asked"]
+HEADER += ["p50: itself / not", "asked / not", "control", "CPU: itself / not", "asked / not", "control"]
 ENGINES = {measure.URING: "io_uring", measure.EPOLL: "epoll"}
 
 
@@ -65,6 +68,7 @@ def run_all(options):
     for label, engine in ENGINES.items():
         words = [binary, "serve", "echo", "--listen", "0.0.0.0:{port}", "--engine", engine, "--log", "error"]
         servers[label] = servers[label + measure.TWIN] = [*words, "--spin", "0"]
+        servers[label + ITSELF] = [*words, "--spin", "auto"]
         servers[label + SPINS] = [*words, "--spin", options.spin]
     for cell in (cell for cell in CELLS if options.cells in cell):
         with beside.Servers(servers) as started:
@@ -101,6 +105,10 @@ def idle(port, pid):
     return {SHARE: max(100 * spent / (time.monotonic() - begin), 1e-6)}
 
 
+def bounded(ratio):
+    return f"{ratio.median:.3f} (≤ {ratio.upper:.3f})" if ratio else "–"
+
+
 def shown(runs, cell, label, field):
     value = runs.median(cell, label, field)
     return "–" if value is None else measure.number(round(value, 4))
@@ -112,15 +120,18 @@ def report(runs):
         for label in (label for label in ENGINES if label in runs.cells[cell]):
             row = [cell, label]
             for field in (P50, ratios.CPU, SHARE):
-                row += [shown(runs, cell, name, field) for name in (label, label + SPINS)]
-            latency = ratios.paired(runs, cell, label + SPINS, label, P50)
-            noise = ratios.control(runs, cell, label, label + measure.TWIN, P50)
-            rows.append([*row, f"{latency.median:.3f} (≤ {latency.upper:.3f})" if latency else "–", f"{noise.upper:.3f}" if noise else "–"])
-    header = ["load", "server", "p50 µs", "polling", "CPU, µs a message", "polling", "CPU, % of a core", "polling", "p50 polling / not", "control"]
+                row += [shown(runs, cell, name, field) for name in (label, label + ITSELF, label + SPINS)]
+            # Nothing has a latency or a message where nothing happens.
+            for field in (P50, ratios.CPU) if cell != IDLE else ():
+                row += [bounded(ratios.paired(runs, cell, name, label, field)) for name in (label + ITSELF, label + SPINS)]
+                noise = ratios.control(runs, cell, label, label + measure.TWIN, field)
+                row.append(f"{noise.upper:.3f}" if noise else "–")
+            rows.append(row + ["–"] * (len(HEADER) - len(row)))
     return (
-        f"{beside.heading(runs)}\n\n### Polling before parking, both ways\n\n{measure.table(header, rows)}\n\n"
-        "The median of paired rounds and its 95 % upper bound. *control*: the same bound between two identical servers that "
-        f"do not poll.\n\n{measure.failures(runs)}"
+        f"{beside.heading(runs)}\n\n### Polling before parking, both ways\n\n{measure.table(HEADER, rows)}\n\n"
+        "*itself*: where it polls by itself; *asked*: with a window. The last six: the median of paired rounds, divided by the "
+        "server that does not poll, and its 95 % upper bound. *control*: the same bound between two identical servers that do "
+        f"not poll.\n\n{measure.failures(runs)}"
     )
 
 
