@@ -45,6 +45,7 @@ pub mod rio;
 mod rio_books;
 mod select;
 pub mod sim;
+#[cfg_attr(windows, allow(dead_code, reason = "its engines never poll by themselves"))]
 mod spin;
 #[cfg_attr(target_os = "linux", path = "options_linux.rs")]
 #[cfg_attr(not(target_os = "linux"), path = "options_other.rs")]
@@ -52,6 +53,7 @@ pub(crate) mod system_options;
 #[cfg_attr(unix, path = "termination_unix.rs")]
 #[cfg_attr(windows, path = "termination_windows.rs")]
 mod termination;
+#[cfg_attr(windows, allow(dead_code, reason = "its engines never poll by themselves"))]
 mod thrift;
 #[cfg(target_os = "linux")]
 pub mod uring;

@@ -37,9 +37,11 @@ const WINDOW: u32 = 32;
 const SETTLE: u32 = 8;
 const SETTLE_POLLING: u32 = 96;
 /// And between two looks: twice as many after each that confirms the one before. In the long run a look at what is clearly dearer
-/// costs about a hundredth of what passes until the next.
+/// costs about a hundredth of what passes until the next. And never fewer than twice those of the look, which is long where
+/// there is hardly a difference.
 const KEEP: u32 = 1 << 10;
 const KEEP_MAX: u32 = 32 << 10;
+const KEEP_LOOKS: u32 = 2;
 /// Polling for so long ends a window before its time, and settling, for the same reason.
 const POLLED_MAX: Duration = Duration::from_millis(1);
 const SETTLED_MAX: Duration = Duration::from_millis(3);
@@ -90,7 +92,8 @@ pub(super) struct Thrift {
     /// Time polled in this window, or while settling.
     polled: Duration,
     look: Look,
-    /// Waits from the last look to the next.
+    /// Waits of this look, at most, and from the last one to the next.
+    looking: u32,
     kept: u32,
     /// Waits that are to park at once, and how many there will be after the next poll in vain.
     pause: u32,
@@ -106,6 +109,7 @@ impl Thrift {
             phase: Phase::Keep,
             polled: Duration::ZERO,
             look: Look::default(),
+            looking: 0,
             kept: KEEP,
             pause: 0,
             next_pause: 1,
@@ -154,11 +158,13 @@ impl Thrift {
     /// Goes over to the way of the next window.
     fn settle(&mut self) {
         let polls = self.look.is_polling_next();
+        self.looking += WINDOW;
         self.left = match (self.polls, polls) {
             (true, true) | (false, false) => 1,
             (true, false) => SETTLE,
             (false, true) => SETTLE_POLLING,
         };
+        self.looking += self.left;
         self.polls = polls;
         (self.pause, self.next_pause) = (0, 1);
         self.polled = Duration::ZERO;
@@ -170,7 +176,7 @@ impl Thrift {
         self.phase = Phase::Keep;
         self.kept = if polls == self.choice { KEEP_MAX.min(2 * self.kept) } else { KEEP };
         (self.choice, self.polls) = (polls, polls);
-        self.left = self.kept;
+        self.left = self.kept.max(KEEP_LOOKS * std::mem::take(&mut self.looking));
     }
 
     /// How long this wait may poll before it parks.
